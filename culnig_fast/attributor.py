@@ -1,0 +1,189 @@
+"""Attributor: scores every neuron for any objective, one batch after another."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from culnig_fast import backend as backends
+from culnig_fast.architecture import Architecture, SiteLocation, discover
+from culnig_fast.errors import CulnigError
+from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
+from culnig_fast.tap import attach_taps
+
+
+class Attributor:
+    """Activation × gradient of every neuron, scored inside the backward pass and summed per group.
+
+        with Attributor(model, sites=("mlp.gate_proj",), n_groups=2) as attributor:
+            logits = attributor.forward(input_ids, lengths)
+            attributor.backward(objective, weight=w, group=g)
+        attributor.totals
+
+    Inside the block the model is frozen, in evaluation mode and hooked; on exit, also after an error, it is as it was.
+
+    Args:
+        model: a Hugging Face decoder, or the `Architecture` that `discover` found in one.
+        sites: module names to score; None means the paper's (q, k, v, gate, up).
+        n_groups: rows of `totals`.
+        reduction: over token positions, `max` (the paper's) or `sum`.
+        padding: `exclude` scores each sample by its own tokens; `zero` counts pads as scores of 0, as the published
+            program does, which makes a score depend on the batch.
+        backend: see `backend.resolve`.
+
+    Raises:
+        CulnigError: the model's structure cannot be resolved or an option is unknown.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Architecture,
+        *,
+        sites: Iterable[str] | None = None,
+        n_groups: int = 1,
+        reduction: str = "max",
+        padding: str = "exclude",
+        backend: str = "auto",
+    ) -> None:
+        for name, value, known in (
+            ("reduction", reduction, ("max", "sum")),
+            ("padding", padding, ("exclude", "zero")),
+        ):
+            if value not in known:
+                raise CulnigError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+        if n_groups < 1:
+            raise CulnigError(f"n_groups is {n_groups}; an attribution needs at least one group")
+        self.architecture = model if isinstance(model, Architecture) else discover(model)
+        self.locations = self.architecture.select(sites)
+        self.layout = self.architecture.layout(sites)
+        self.n_groups = n_groups
+        self.reduction, self.padding = reduction, padding
+        self._ops = backends.resolve(backend)
+        self._totals: dict[SiteLocation, torch.Tensor] = {}
+        self._stack = contextlib.ExitStack()
+        self._head: LastPosition | None = None
+        self._lengths: torch.Tensor | None = None
+        self._scoring: dict[str, Any] | None = None
+
+    def __enter__(self) -> Attributor:
+        if self._head is not None:
+            raise CulnigError("this attributor is in use already; leave its block first or make another")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(evaluation_mode(self.architecture.model))
+            stack.enter_context(frozen_parameters(self.architecture.model))
+            head = LastPosition(self.architecture.model, self.architecture.head)
+            stack.callback(head.remove)
+            leaf = self.architecture.embedding.register_forward_hook(_make_leaf)
+            stack.callback(leaf.remove)
+            for handle in attach_taps(self.locations, self._score):
+                stack.callback(handle.remove)
+            self._head = head
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._head = self._lengths = self._scoring = None
+        self._stack.close()
+
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Run a right-padded batch.
+
+        Args:
+            input_ids: int64 [batch, T].
+            lengths: int64 [batch] real tokens of each row, in 1…T.
+
+        Returns:
+            float32 [batch, vocabulary] logits at each sample's last real position; differentiate through them.
+
+        Raises:
+            CulnigError: called outside the `with` block, or a length is outside 1…T.
+        """
+        if self._head is None:
+            raise CulnigError("use the attributor inside its `with` block")
+        if input_ids.dim() != 2 or lengths.shape != input_ids.shape[:1]:
+            raise CulnigError(
+                f"input_ids must be [batch, T] and lengths [batch], not {list(input_ids.shape)}, {list(lengths.shape)}"
+            )
+        if lengths.device.type == "cpu" and not ((lengths >= 1) & (lengths <= input_ids.shape[1])).all():
+            raise CulnigError(f"lengths must lie in 1…{input_ids.shape[1]}; an empty sample cannot be scored")
+        self._lengths = lengths.to(input_ids.device)
+        with torch.enable_grad():
+            return self._head.logits(input_ids, self._lengths)
+
+    def backward(
+        self,
+        objective: torch.Tensor,
+        *,
+        weight: torch.Tensor | None = None,
+        group: torch.Tensor | None = None,
+        clamp_below_zero: bool = False,
+    ) -> None:
+        """Back-propagate each sample's objective and add weight · score to its group's totals.
+
+        Samples do not interact, so one backward of the sum gives every sample's own gradient.
+
+        Args:
+            objective: [batch] a scalar a sample, a function of the last `forward`'s logits.
+            weight: [batch] multiplies a sample's scores; 1 when None.
+            group: int64 [batch] row of `totals`; 0 when None.
+            clamp_below_zero: replace negative weighted scores by 0 (control sets).
+
+        Raises:
+            CulnigError: no forward came before, or shapes or group numbers do not fit.
+        """
+        if self._lengths is None:
+            raise CulnigError("backward needs a forward before it, inside the `with` block")
+        batch = self._lengths.shape
+        device = objective.device
+        weight = torch.ones(batch, dtype=torch.float64) if weight is None else weight.detach()
+        group = torch.zeros(batch, dtype=torch.int64) if group is None else group
+        if objective.shape != batch or weight.shape != batch or group.shape != batch:
+            raise CulnigError(
+                f"objective, weight and group must be [{batch[0]}], not {list(objective.shape)}, "
+                f"{list(weight.shape)}, {list(group.shape)}"
+            )
+        if group.device.type == "cpu" and not ((group >= 0) & (group < self.n_groups)).all():
+            raise CulnigError(f"a group number lies outside 0…{self.n_groups - 1}; give n_groups when constructing")
+        self._scoring = {
+            "weight": weight.to(device, torch.float64),
+            "group": group.to(device, torch.int64),
+            "clamp_below_zero": clamp_below_zero,
+        }
+        try:
+            objective.sum().backward()
+        finally:
+            self._scoring = self._lengths = None
+
+    @property
+    def totals(self) -> torch.Tensor:
+        """float64 [n_groups, neurons] sums so far, on the device of the first scored layer."""
+        parts = [self._totals_of(location) for location in self.locations]
+        return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+
+    def _totals_of(self, location: SiteLocation) -> torch.Tensor:
+        if location not in self._totals:
+            device = next(location.module.parameters()).device
+            shape = (self.n_groups, location.site.width)
+            self._totals[location] = torch.zeros(shape, dtype=torch.float64, device=device)
+        return self._totals[location]
+
+    def _score(self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor) -> None:
+        if self._scoring is None or self._lengths is None:
+            raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
+        lengths = self._lengths.to(act.device)
+        scores = self._ops.actgrad_reduce(act, grad, lengths, self.reduction, self.padding)
+        totals = self._totals_of(location)
+        weight, group = self._scoring["weight"].to(act.device), self._scoring["group"].to(act.device)
+        self._ops.accumulate(scores, weight, group, totals, self._scoring["clamp_below_zero"])
+
+
+def _make_leaf(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    """Gradients end at the embedding's output: nothing below it is scored."""
+    return output.detach().requires_grad_(True)

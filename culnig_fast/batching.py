@@ -1,0 +1,81 @@
+"""Right-padded batches of similar length under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from culnig_fast.errors import CulnigError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples run together.
+
+    Attributes:
+        input_ids: int64 [batch, T], right-padded.
+        lengths: int64 [batch], real tokens of each sample; T is the longest.
+        index: int64 [batch], position of each sample among those given.
+    """
+
+    input_ids: torch.Tensor
+    lengths: torch.Tensor
+    index: torch.Tensor
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int | None = None) -> list[np.ndarray]:
+    """Partition samples into batches; every sample is in exactly one.
+
+    With `batch_size` None, samples are sorted by length, longest first (so that the largest batch comes first and
+    memory runs out early or never), ties in the order given, and a batch holds as many as fit rows × longest ≤
+    `batch_tokens`, at least one. With a `batch_size`, batches are that many consecutive samples in the order given,
+    as programs without a token budget form them.
+
+    Returns:
+        int64 index arrays.
+
+    Raises:
+        CulnigError: a budget or size below 1.
+    """
+    if batch_tokens < 1 or (batch_size is not None and batch_size < 1):
+        raise CulnigError("a batch needs room for at least one token and one sample; raise batch_tokens or batch_size")
+    if batch_size is not None:
+        return [np.arange(i, min(i + batch_size, len(lengths))) for i in range(0, len(lengths), batch_size)]
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    batches: list[np.ndarray] = []
+    start = 0
+    while start < len(order):
+        rows = max(1, batch_tokens // max(1, lengths[order[start]]))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def make_batch(token_ids: Sequence[Sequence[int]], index: np.ndarray, device: torch.device) -> Batch:
+    """Pad the chosen samples to one tensor on `device`.
+
+    A pad repeats the sample's last token: nothing after the last real token reaches it in a causal model, and no
+    library takes a real token for padding that somebody forgot to mask.
+    """
+    chosen = [token_ids[i] for i in index]
+    lengths = np.array([len(tokens) for tokens in chosen], dtype=np.int64)
+    padded = np.empty((len(chosen), int(lengths.max())), dtype=np.int64)
+    for row, tokens in zip(padded, chosen, strict=True):
+        row[: len(tokens)] = tokens
+        row[len(tokens) :] = tokens[-1]
+    return Batch(
+        torch.from_numpy(padded).to(device, non_blocking=True),
+        torch.from_numpy(lengths).to(device, non_blocking=True),
+        torch.from_numpy(np.asarray(index, dtype=np.int64)).to(device, non_blocking=True),
+    )
+
+
+def iterate_batches(
+    token_ids: Sequence[Sequence[int]], batch_tokens: int, batch_size: int | None, device: torch.device
+) -> Iterator[Batch]:
+    """The batches of `plan_batches`, each made when its turn comes."""
+    for index in plan_batches([len(tokens) for tokens in token_ids], batch_tokens, batch_size):
+        yield make_batch(token_ids, index, device)

@@ -1,0 +1,91 @@
+"""Files written whole or not at all, and JSON read with one clear sentence when it is broken."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from culnig_fast.errors import CulnigError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed to it when the block ends without an error.
+
+    A killed process or a full disk leaves `path` as it was. The data is flushed to disk before the rename, so a
+    power cut cannot leave an empty file under the final name either.
+
+    Raises:
+        CulnigError: `path` exists and `overwrite` is false, its folder is missing or cannot be written, or the
+            disk fills up.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise CulnigError(
+            f"cannot write {path}: {error.strerror} in folder {path.parent}; create it or choose another output path"
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush(temporary)
+        # mkstemp creates files that only their owner reads; the result has what the umask grants any other file.
+        temporary.chmod(0o666 & ~_umask())
+        refuse_existing(path, overwrite)
+        temporary.replace(path)
+    except OSError as error:
+        raise CulnigError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another output path"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> None:
+    """Raise CulnigError when `path` exists and may not be replaced; called before long work, not only after it."""
+    if Path(path).exists() and not overwrite:
+        raise CulnigError(f"{path} exists already; choose another output path or ask for it to be overwritten")
+
+
+def write_text(path: str | Path, text: str, overwrite: bool = False) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_write(path, overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any, overwrite: bool = False) -> None:
+    """Write `value` as indented JSON with a final newline, atomically; NaN and infinities are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", overwrite)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CulnigError: the file is missing, unreadable, not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise CulnigError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CulnigError(f"{path} is not a JSON file ({error}); was it cut off or is it another format?") from error
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

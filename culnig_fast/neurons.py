@@ -1,0 +1,307 @@
+"""Names of neurons: their flat order over a model, and ordered sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from culnig_fast.errors import CulnigError
+from culnig_fast.files import read_json, write_json
+
+ATTENTION_MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+MLP_MODULES = ("mlp.gate_proj", "mlp.up_proj", "mlp.act")
+MODULE_NAMES = ATTENTION_MODULES + MLP_MODULES
+"""Every module name, in the order that the neurons of one layer have in the flat index (CULNIG, section 2)."""
+
+_ORDER = {name: rank for rank, name in enumerate(MODULE_NAMES)}
+
+
+def check_module_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return `names` without repeats in flat order; raise CulnigError for one that is no neuron module."""
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if name not in _ORDER:
+            raise CulnigError(f"{name!r} is not a neuron module; the modules are {', '.join(MODULE_NAMES)}")
+    if not names:
+        raise CulnigError(f"no neuron module was named; choose from {', '.join(MODULE_NAMES)}")
+    return tuple(sorted(set(names), key=_ORDER.__getitem__))
+
+
+@dataclass(frozen=True)
+class NeuronSite:
+    """The `width` neurons of one module in one layer, e.g. the 8192 columns of `mlp.gate_proj` in layer 3."""
+
+    module_name: str
+    layer_idx: int
+    width: int
+
+
+class NeuronLayout:
+    """Flat index ⇄ (module name, layer, column) for the scored neurons of one model.
+
+    Flat order: layer, then q, k, v, gate, up, act within the layer, then column. The order breaks ties everywhere.
+
+    Args:
+        sites: the scored sites in any order; every (module, layer) at most once, widths positive.
+
+    Raises:
+        CulnigError: an unknown module name, a repeated site, a negative layer or a width below 1.
+    """
+
+    def __init__(self, sites: Iterable[NeuronSite]) -> None:
+        sites = list(sites)
+        check_module_names(site.module_name for site in sites)
+        for site in sites:
+            if site.layer_idx < 0 or site.width < 1:
+                raise CulnigError(
+                    f"site {site.module_name} of layer {site.layer_idx} has width {site.width}; "
+                    "layers count from 0 and widths from 1"
+                )
+        self.sites = tuple(sorted(sites, key=lambda site: (site.layer_idx, _ORDER[site.module_name])))
+        self._starts = np.concatenate(([0], np.cumsum([site.width for site in self.sites]))).astype(np.int64)
+        self._position = {(s.module_name, s.layer_idx): i for i, s in enumerate(self.sites)}
+        if len(self._position) != len(self.sites):
+            raise CulnigError("a layout names the same module of the same layer twice; list each site once")
+
+    @property
+    def size(self) -> int:
+        """Number of neurons."""
+        return int(self._starts[-1])
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """The module names present, in flat order."""
+        return check_module_names(site.module_name for site in self.sites)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layer indices present, ascending."""
+        return tuple(sorted({site.layer_idx for site in self.sites}))
+
+    def slice(self, module_name: str, layer_idx: int) -> slice:
+        """The range of flat indices of one site; CulnigError when the layout does not hold it."""
+        position = self._position.get((module_name, layer_idx))
+        if position is None:
+            raise CulnigError(
+                f"no neurons of {module_name} in layer {layer_idx} were scored; "
+                f"there are layers {_span(self.layers)} of {', '.join(self.module_names)}"
+            )
+        return slice(int(self._starts[position]), int(self._starts[position + 1]))
+
+    def indices(self, module_names: Iterable[str]) -> np.ndarray:
+        """Ascending flat indices, int64 [pool], of all neurons of the named modules.
+
+        Raises:
+            CulnigError: a name is unknown, or none of the layout's sites has it.
+        """
+        wanted = check_module_names(module_names)
+        missing = [name for name in wanted if name not in self.module_names]
+        if missing:
+            raise CulnigError(
+                f"no neurons of {', '.join(missing)} were scored (only {', '.join(self.module_names)}); "
+                "score these sites too, or leave them out of the selection"
+            )
+        ranges = [
+            np.arange(start, start + site.width)
+            for site, start in zip(self.sites, self._starts, strict=False)
+            if site.module_name in wanted
+        ]
+        return np.concatenate(ranges).astype(np.int64)
+
+    def locate(self, flat: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Module names (object), layers (int64) and columns (int64), each [n], of flat indices [n]."""
+        flat = np.atleast_1d(np.asarray(flat, dtype=np.int64))
+        if flat.size and (flat.min() < 0 or flat.max() >= self.size):
+            raise CulnigError(f"flat neuron index {_first_outside(flat, self.size)} is outside 0…{self.size - 1}")
+        position = np.searchsorted(self._starts, flat, side="right") - 1
+        names = np.array([site.module_name for site in self.sites], dtype=object)
+        layers = np.array([site.layer_idx for site in self.sites], dtype=np.int64)
+        return names[position], layers[position], flat - self._starts[position]
+
+    def flat(self, module_name: str, layer_idx: int, neuron_idx: int) -> int:
+        """Flat index of one neuron; CulnigError when the layout has no such site or column."""
+        where = self.slice(module_name, layer_idx)
+        if not 0 <= neuron_idx < where.stop - where.start:
+            raise CulnigError(
+                f"{module_name} of layer {layer_idx} has neurons 0…{where.stop - where.start - 1}, not {neuron_idx}"
+            )
+        return where.start + int(neuron_idx)
+
+    def difference(self, other: NeuronLayout) -> str | None:
+        """None when both layouts are equal, else one phrase that names the first difference."""
+        for mine, theirs in zip(self.sites, other.sites, strict=False):
+            if mine != theirs:
+                return f"{_describe(mine)} in one, {_describe(theirs)} in the other"
+        if len(self.sites) != len(other.sites):
+            return f"{len(self.sites)} sites in one, {len(other.sites)} in the other"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form; `from_dict` reads it back."""
+        return {"sites": [[site.module_name, site.layer_idx, site.width] for site in self.sites]}
+
+    @classmethod
+    def from_dict(cls, value: Any) -> NeuronLayout:
+        """Read what `to_dict` wrote; CulnigError for anything else."""
+        try:
+            return cls([NeuronSite(str(m), int(layer), int(width)) for m, layer, width in value["sites"]])
+        except (TypeError, KeyError, ValueError) as error:
+            if isinstance(error, CulnigError):
+                raise
+            raise CulnigError(f"the neuron layout is malformed ({error!r}); score again to rewrite the file") from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NeuronLayout) and self.sites == other.sites
+
+    def __hash__(self) -> int:
+        return hash(self.sites)
+
+    def __repr__(self) -> str:
+        return f"NeuronLayout({self.size:,} neurons, layers {_span(self.layers)}: {', '.join(self.module_names)})"
+
+
+class Neuron(NamedTuple):
+    """One neuron and the score that it was chosen by."""
+
+    module_name: str
+    layer_idx: int
+    neuron_idx: int
+    attribute_score: float
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronSet:
+    """An ordered set of neurons, best first, with their scores.
+
+    Attributes:
+        module_names: [n] module name of each neuron.
+        layer_idx: int64 [n] decoder layer.
+        neuron_idx: int64 [n] column within the module.
+        scores: float64 [n] the score that ranked it (0 for random sets).
+        info: JSON-ready facts about how it was chosen.
+
+    Raises:
+        CulnigError: lengths differ, a module name is unknown, an index is negative, or a neuron occurs twice.
+    """
+
+    module_names: tuple[str, ...]
+    layer_idx: np.ndarray
+    neuron_idx: np.ndarray
+    scores: np.ndarray
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "module_names", tuple(str(name) for name in self.module_names))
+        set_(self, "layer_idx", np.asarray(self.layer_idx, dtype=np.int64).reshape(-1))
+        set_(self, "neuron_idx", np.asarray(self.neuron_idx, dtype=np.int64).reshape(-1))
+        set_(self, "scores", np.asarray(self.scores, dtype=np.float64).reshape(-1))
+        n = len(self.module_names)
+        if not n == len(self.layer_idx) == len(self.neuron_idx) == len(self.scores):
+            raise CulnigError("a neuron set needs as many layers, columns and scores as module names")
+        if n:
+            check_module_names(set(self.module_names))
+            if self.layer_idx.min() < 0 or self.neuron_idx.min() < 0:
+                raise CulnigError("a neuron set holds a negative layer or neuron index; both count from 0")
+        seen: set[tuple[str, int, int]] = set()
+        for key in zip(self.module_names, self.layer_idx.tolist(), self.neuron_idx.tolist(), strict=True):
+            if key in seen:
+                raise CulnigError(f"neuron {key[2]} of {key[0]} in layer {key[1]} is listed twice; list each once")
+            seen.add(key)
+
+    @classmethod
+    def from_flat(
+        cls, layout: NeuronLayout, flat: Any, scores: Any = None, info: dict[str, Any] | None = None
+    ) -> NeuronSet:
+        """The set of the flat indices [n] of `layout`, in the order given; scores [n] default to 0."""
+        names, layers, columns = layout.locate(flat)
+        scores = np.zeros(len(names)) if scores is None else scores
+        return cls(tuple(names), layers, columns, scores, dict(info or {}))
+
+    def flat(self, layout: NeuronLayout) -> np.ndarray:
+        """Flat indices, int64 [n], in set order; CulnigError for a neuron that `layout` does not hold."""
+        return np.array([layout.flat(n.module_name, n.layer_idx, n.neuron_idx) for n in self], dtype=np.int64)
+
+    def where(self, module_names: Sequence[str]) -> NeuronSet:
+        """The subset that lies in the named modules, order kept."""
+        wanted = check_module_names(module_names)
+        keep = np.array([name in wanted for name in self.module_names], dtype=bool)
+        names = tuple(name for name, kept in zip(self.module_names, keep, strict=True) if kept)
+        return NeuronSet(names, self.layer_idx[keep], self.neuron_idx[keep], self.scores[keep], dict(self.info))
+
+    def per_layer(self, n_layers: int) -> list[int]:
+        """How many of the neurons lie in each of `n_layers` layers."""
+        return np.bincount(self.layer_idx, minlength=n_layers).tolist()
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the published program's JSON (`top_neurons`), our facts beside it under `info`; atomic."""
+        neurons = [neuron._asdict() for neuron in self]
+        write_json(path, {"info": self.info, "top_neurons": neurons}, overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronSet:
+        """Read `top_neurons` from a file of ours or of the published program.
+
+        Raises:
+            CulnigError: the file is not JSON, holds no `top_neurons`, or an entry lacks a field.
+        """
+        value = read_json(path)
+        entries = value.get("top_neurons") if isinstance(value, dict) else None
+        if not isinstance(entries, list):
+            raise CulnigError(f"{path} is not a neuron set: it has no list `top_neurons`; write one with `select`")
+        columns: list[list[Any]] = [[], [], [], []]
+        for rank, entry in enumerate(entries):
+            try:
+                row = (
+                    str(entry["module_name"]),
+                    _whole(entry["layer_idx"]),
+                    _whole(entry["neuron_idx"]),
+                    float(entry.get("attribute_score", 0.0)),
+                )
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise CulnigError(
+                    f"{path}: entry {rank} of `top_neurons` needs module_name, layer_idx and neuron_idx ({error!r})"
+                ) from error
+            for column, cell in zip(columns, row, strict=True):
+                column.append(cell)
+        info = value.get("info", {})
+        names, layers, neurons, scores = columns
+        try:
+            return cls(tuple(names), np.array(layers, np.int64), np.array(neurons, np.int64), np.array(scores), info)
+        except (CulnigError, OverflowError) as error:
+            raise CulnigError(f"{path}: {error}") from error
+
+    def __iter__(self) -> Iterator[Neuron]:
+        rows = (self.module_names, self.layer_idx.tolist(), self.neuron_idx.tolist(), self.scores.tolist())
+        return (Neuron(*row) for row in zip(*rows, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.module_names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NeuronSet) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return f"NeuronSet({len(self):,} neurons)"
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(value)
+
+
+def _first_outside(flat: np.ndarray, size: int) -> int:
+    return int(flat[(flat < 0) | (flat >= size)][0])
+
+
+def _describe(site: NeuronSite) -> str:
+    return f"{site.width} neurons of {site.module_name} in layer {site.layer_idx}"
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"{layers[0]}…{layers[-1]}" if layers else "none"

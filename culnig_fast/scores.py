@@ -1,0 +1,169 @@
+"""ScoreTable: what attribution produces and every later stage reads, and its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from culnig_fast.errors import CulnigError
+from culnig_fast.files import atomic_write
+from culnig_fast.neurons import NeuronLayout
+
+FORMAT = "culnig_fast.scores/1"
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Scores of every neuron summed over a dataset, one row a group (CULNIG, section 3).
+
+    Attributes:
+        totals: float64 [groups, neurons], Σ_q P_q · s(x_q, y_q) over the samples of each group. A table loaded from
+            a file is memory-mapped and read-only.
+        groups: names of the rows.
+        counts: int64 [groups] samples of each group.
+        probability: float64 [groups] Σ_q P_q of each group.
+        ids: the ids of all samples scored, in the order in which they were given.
+        layout: which column is which neuron.
+        metadata: JSON-ready provenance: model, options, versions.
+
+    Raises:
+        CulnigError: shapes disagree, or a group is named twice.
+    """
+
+    totals: np.ndarray
+    groups: tuple[str, ...]
+    counts: np.ndarray
+    probability: np.ndarray
+    ids: tuple[str, ...]
+    layout: NeuronLayout
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "ids", tuple(self.ids))
+        object.__setattr__(self, "counts", np.asarray(self.counts, dtype=np.int64))
+        object.__setattr__(self, "probability", np.asarray(self.probability, dtype=np.float64))
+        n_groups = len(self.groups)
+        if self.totals.dtype != np.float64 or self.totals.shape != (n_groups, self.layout.size):
+            raise CulnigError(
+                f"score totals are {self.totals.dtype} {list(self.totals.shape)}, but {n_groups} groups and the "
+                f"layout of {self.layout.size} neurons need float64 [{n_groups}, {self.layout.size}]"
+            )
+        for name, value in (("counts", self.counts), ("probability", self.probability)):
+            if value.shape != (n_groups,):
+                raise CulnigError(f"score table has {n_groups} groups, but its {name} have shape {list(value.shape)}")
+        if len(set(self.groups)) != n_groups:
+            raise CulnigError(f"score table names a group twice: {', '.join(sorted(self.groups))}")
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in all groups together."""
+        return int(self.counts.sum())
+
+    def group_index(self, name: str) -> int:
+        """Row of the group; CulnigError, listing the groups, when there is none of that name."""
+        try:
+            return self.groups.index(name)
+        except ValueError:
+            raise CulnigError(f"no group {name!r} in the scores; there are {', '.join(self.groups)}") from None
+
+    def row(self, name: str) -> np.ndarray:
+        """Totals of one group, float64 [neurons]."""
+        row: np.ndarray = self.totals[self.group_index(name)]
+        return row
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a safetensors file with layout, groups, ids and metadata in its header; atomic.
+
+        Raises:
+            CulnigError: the file exists and `overwrite` is false, or it cannot be written.
+        """
+        tensors = {
+            "totals": np.ascontiguousarray(self.totals),
+            "counts": self.counts,
+            "probability": self.probability,
+        }
+        header = {
+            "format": FORMAT,
+            "groups": json.dumps(self.groups, ensure_ascii=False),
+            "ids": json.dumps(self.ids, ensure_ascii=False),
+            "layout": json.dumps(self.layout.to_dict()),
+            "metadata": json.dumps(self.metadata, ensure_ascii=False, sort_keys=True),
+        }
+        with atomic_write(path, overwrite) as temporary:
+            try:
+                save_file(tensors, temporary, metadata=header)
+            except SafetensorError as error:
+                raise CulnigError(f"cannot write {path}: {error}; free some space or choose another path") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScoreTable:
+        """Memory-map a table that `save` wrote; totals are read from disk as they are used.
+
+        Raises:
+            CulnigError: the file is missing, cut off, not safetensors, or not a score table.
+        """
+        path = Path(path)
+        header = _read_header(path)
+        if header.get("format") != FORMAT:
+            raise CulnigError(f"{path} is not a score table ({FORMAT}); write one with `culnig-fast score`")
+        try:
+            layout = NeuronLayout.from_dict(json.loads(header["layout"]))
+            groups, ids = json.loads(header["groups"]), json.loads(header["ids"])
+            metadata = json.loads(header["metadata"])
+            tensors = {name: _memory_map(path, name) for name in ("totals", "counts", "probability")}
+            return cls(
+                tensors["totals"],
+                tuple(groups),
+                np.array(tensors["counts"]),
+                np.array(tensors["probability"]),
+                tuple(ids),
+                layout,
+                metadata,
+            )
+        except (KeyError, json.JSONDecodeError, CulnigError) as error:
+            raise CulnigError(f"{path} is a damaged score table ({error}); score again to rewrite it") from error
+
+    def __repr__(self) -> str:
+        return f"ScoreTable({self.n_samples:,} samples, groups {', '.join(self.groups)}; {self.layout!r})"
+
+
+def check_same_layout(tables: Sequence[tuple[str, ScoreTable]]) -> None:
+    """Raise CulnigError, naming the first difference, unless all named tables have one layout."""
+    first_name, first = tables[0]
+    for name, table in tables[1:]:
+        difference = first.layout.difference(table.layout)
+        if difference:
+            raise CulnigError(
+                f"the {first_name} and {name} scores are of different neurons ({difference}); "
+                "score both with the same model and sites"
+            )
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CulnigError(f"cannot read scores from {path} ({error}); is it a whole safetensors file?") from error
+
+
+def _memory_map(path: Path, name: str) -> np.ndarray:
+    """Map one tensor without reading it; safetensors' own reader for NumPy copies, and has checked the offsets."""
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(header_bytes))[name]
+    dtypes = {"F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
+    if entry["dtype"] not in dtypes:
+        raise CulnigError(f"tensor {name} has type {entry['dtype']}")
+    if 0 in entry["shape"]:
+        return np.zeros(entry["shape"], dtypes[entry["dtype"]])
+    offset = 8 + header_bytes + entry["data_offsets"][0]
+    return np.memmap(path, dtypes[entry["dtype"]], mode="r", offset=offset, shape=tuple(entry["shape"]))
