@@ -1,0 +1,161 @@
+"""attribute(): questions in, ScoreTable out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+from culnig_fast.attributor import Attributor
+from culnig_fast.batching import plan_batches, make_batch
+from culnig_fast.errors import CulnigError
+from culnig_fast.neurons import NeuronLayout
+from culnig_fast.questions import Question, encode_questions
+from culnig_fast.scores import ScoreTable
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens a batch by default. On a CPU more than this only costs memory; a GPU needs this many to be busy."""
+
+
+def attribute(
+    model: Any,
+    tokenizer: Any,
+    questions: Iterable[Question],
+    *,
+    sites: Iterable[str] | None = None,
+    control: bool = False,
+    clamp_control: bool = True,
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    padding: str = "exclude",
+    reduction: str = "max",
+    backend: str = "auto",
+    on_unusable: str = "error",
+    progress: bool = True,
+) -> ScoreTable:
+    """Score every neuron on a dataset: Σ_q P_q · max_i n·∂P_q/∂n, per group (CULNIG, sections 2 and 3).
+
+    log P is back-propagated in place of P, which is well scaled in bf16, and its scores are multiplied by P
+    afterwards: ∂P = P·∂log P, and P ≥ 0 commutes with the maximum.
+
+    Args:
+        model: a Hugging Face decoder in float32, bfloat16, float16 or float64, on a CPU or GPU; left as it was.
+        tokenizer: its tokenizer.
+        questions: what to score; groups become the rows of the table in the order of their first question.
+        sites: module names to score; None means q, k, v, gate and up, where the model has them.
+        control: the questions are a control set.
+        clamp_control: in a control set, replace negative weighted scores by 0 before they are summed.
+        batch_tokens: padded tokens a batch; None means a default for the device.
+        batch_size: batches of this many questions in the order given instead, as the published program forms them.
+        padding: `exclude`, or `zero` for parity with the published program (a score then depends on its batch).
+        reduction: over positions, `max` (the method's) or `sum` (first-order effect of zeroing the neuron).
+        backend: see `backend.resolve`.
+        on_unusable: `error` or `skip` for a question whose answer is not one token of the vocabulary; skipped ones
+            are counted and named in the metadata.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        CulnigError: no questions, a repeated id, an answer that is not one token, an unresolved architecture,
+            non-finite scores, or an unknown option.
+    """
+    questions = list(questions)
+    encoded = encode_questions(tokenizer, questions, on_unusable)
+    kept = encoded.questions
+    groups = tuple(dict.fromkeys(question.group for question in kept))
+    group_of = np.array([groups.index(question.group) for question in kept], dtype=np.int64)
+    attributor = Attributor(
+        model, sites=sites, n_groups=len(groups), reduction=reduction, padding=padding, backend=backend
+    )
+    device = attributor.architecture.embedding.weight.device
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
+    probabilities = _run(
+        attributor,
+        encoded.token_ids,
+        encoded.answers,
+        group_of,
+        plan_batches([len(tokens) for tokens in encoded.token_ids], batch_tokens, batch_size),
+        clamp=control and clamp_control,
+        progress=progress,
+    )
+    _check_probabilities(probabilities, kept)
+    totals = attributor.totals.cpu().numpy()
+    check_finite(totals, attributor.layout)
+    return ScoreTable(
+        totals=totals,
+        groups=groups,
+        counts=np.bincount(group_of, minlength=len(groups)),
+        probability=np.bincount(group_of, weights=probabilities, minlength=len(groups)),
+        ids=tuple(question.id for question in kept),
+        layout=attributor.layout,
+        metadata={
+            "model": str(getattr(attributor.architecture.model.config, "_name_or_path", "")),
+            "model_class": type(attributor.architecture.model).__name__,
+            "dtype": str(attributor.architecture.embedding.weight.dtype).removeprefix("torch."),
+            "attention": str(getattr(attributor.architecture.model.config, "_attn_implementation", "unknown")),
+            "device": device.type,
+            "control": control,
+            "clamped": control and clamp_control,
+            "reduction": reduction,
+            "padding": padding,
+            "batch_tokens": None if batch_size else batch_tokens,
+            "batch_size": batch_size,
+            "unusable": list(encoded.unusable),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    )
+
+
+def _run(
+    attributor: Attributor,
+    token_ids: Sequence[Sequence[int]],
+    answers: Sequence[int],
+    group_of: np.ndarray,
+    batches: Sequence[np.ndarray],
+    clamp: bool,
+    progress: bool,
+) -> np.ndarray:
+    """Score all batches; returns P of each sample, float64 [samples]."""
+    device = attributor.architecture.embedding.weight.device
+    answer_ids, group_ids = torch.tensor(answers), torch.from_numpy(group_of)
+    seen: list[torch.Tensor] = []
+    bar = tqdm(total=len(token_ids), unit="question", desc="scoring", disable=not progress, smoothing=0.1)
+    with attributor, bar:
+        for index in batches:
+            batch = make_batch(token_ids, index, device)
+            logits = attributor.forward(batch.input_ids, batch.lengths)
+            gold = answer_ids[index].to(logits.device)
+            log_p = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])[:, 0]
+            p = log_p.detach().double().exp()
+            attributor.backward(log_p, weight=p * p, group=group_ids[index], clamp_below_zero=clamp)
+            seen.append(p)
+            bar.update(len(index))
+    probabilities = np.empty(len(token_ids))
+    probabilities[np.concatenate(batches)] = torch.cat(seen).cpu().numpy()
+    return probabilities
+
+
+def _check_probabilities(probabilities: np.ndarray, questions: Sequence[Question]) -> None:
+    bad = np.flatnonzero(~np.isfinite(probabilities))
+    if bad.size:
+        raise CulnigError(
+            f"the model's probability for question {questions[bad[0]].id!r} is {probabilities[bad[0]]} "
+            f"({bad.size} such in all); its weights may hold NaN, or its dtype overflows: try bfloat16 or float32"
+        )
+
+
+def check_finite(totals: np.ndarray, layout: NeuronLayout) -> None:
+    """Raise CulnigError, naming the first neuron, when a total is NaN or infinite."""
+    for row in totals:
+        bad = np.flatnonzero(~np.isfinite(row))
+        if bad.size:
+            names, layers, columns = layout.locate(bad[:1])
+            raise CulnigError(
+                f"the score of neuron {columns[0]} of {names[0]} in layer {layers[0]} is {row[bad[0]]} "
+                f"({bad.size} such); the model's weights or activations hold NaN or overflow: try bfloat16 or float32"
+            )
