@@ -14,6 +14,7 @@ from culnig_fast import backend as backends
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
+from culnig_fast.neurons import NeuronSite
 from culnig_fast.tap import attach_taps
 
 
@@ -64,7 +65,7 @@ class Attributor:
         self.n_groups = n_groups
         self.reduction, self.padding = reduction, padding
         self._ops = backends.resolve(backend)
-        self._totals: dict[SiteLocation, torch.Tensor] = {}
+        self._totals: dict[NeuronSite, torch.Tensor] = {}
         self._stack = contextlib.ExitStack()
         self._head: LastPosition | None = None
         self._lengths: torch.Tensor | None = None
@@ -168,16 +169,18 @@ class Attributor:
         return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
 
     def _totals_of(self, location: SiteLocation) -> torch.Tensor:
-        if location not in self._totals:
+        if location.site not in self._totals:
             device = next(location.module.parameters()).device
             shape = (self.n_groups, location.site.width)
-            self._totals[location] = torch.zeros(shape, dtype=torch.float64, device=device)
-        return self._totals[location]
+            self._totals[location.site] = torch.zeros(shape, dtype=torch.float64, device=device)
+        return self._totals[location.site]
 
     def _score(self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor) -> None:
         if self._scoring is None or self._lengths is None:
             raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
         lengths = self._lengths.to(act.device)
+        if act.dim() == 2:  # OPT runs its MLP on [batch·T, hidden]
+            act, grad = act.unflatten(0, (len(lengths), -1)), grad.unflatten(0, (len(lengths), -1))
         scores = self._ops.actgrad_reduce(act, grad, lengths, self.reduction, self.padding)
         totals = self._totals_of(location)
         weight, group = self._scoring["weight"].to(act.device), self._scoring["group"].to(act.device)

@@ -1,0 +1,100 @@
+"""Tiny random models of every family that the tests run on, built from configurations alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers as tf
+
+VOCABULARY = 64
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+}
+_GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 4}
+
+
+def _gemma3_multimodal() -> tf.PretrainedConfig:
+    text = {**_COMMON, **_GEMMA, "layer_types": ["sliding_attention", "full_attention"]}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return tf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+
+
+LISTED: dict[str, Any] = {
+    "llama": lambda: tf.LlamaConfig(**_COMMON),
+    "mistral": lambda: tf.MistralConfig(**_COMMON, sliding_window=4, head_dim=8),
+    "qwen2": lambda: tf.Qwen2Config(**_COMMON),
+    "qwen3": lambda: tf.Qwen3Config(**_COMMON, head_dim=16),
+    "gemma2": lambda: tf.Gemma2Config(**{**_COMMON, **_GEMMA, "tie_word_embeddings": True}),
+    "gemma3": lambda: tf.Gemma3TextConfig(
+        **{**_COMMON, **_GEMMA}, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "gemma3_multimodal": _gemma3_multimodal,
+    "phi3": lambda: tf.Phi3Config(**_COMMON),
+}
+"""The families that the project promises, by short name."""
+
+UNLISTED: dict[str, Any] = {
+    "olmo2": lambda: tf.Olmo2Config(**_COMMON),
+    "glm4_fused_gate_up": lambda: tf.Glm4Config(**_COMMON, head_dim=8),
+    "granite": lambda: tf.GraniteConfig(**_COMMON),
+    "cohere_parallel": lambda: tf.CohereConfig(**_COMMON),
+    "smollm3": lambda: tf.SmolLM3Config(**_COMMON),
+    "starcoder2_plain": lambda: tf.Starcoder2Config(**_COMMON),
+    "nemotron_plain": lambda: tf.NemotronConfig(**_COMMON),
+    "phi2_parallel_plain": lambda: tf.PhiConfig(**_COMMON),
+    "opt_plain": lambda: tf.OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        init_std=0.3,
+    ),
+    "gpt2_conv1d_fused": lambda: tf.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_inner=48, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
+    ),
+}
+"""Families nobody listed, whose structure is there all the same."""
+
+REFUSED: dict[str, Any] = {
+    "gpt_neox_interleaved": lambda: tf.GPTNeoXConfig(**_COMMON),
+    "qwen2_moe_shared_expert": lambda: tf.Qwen2MoeConfig(
+        **_COMMON, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=48
+    ),
+    "mixtral": lambda: tf.MixtralConfig(**_COMMON, num_local_experts=4),
+    "mamba": lambda: tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
+}
+"""Families whose neurons cannot be told apart, or only in part."""
+
+
+def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A model of the named family with random weights, in evaluation mode."""
+    config = {**LISTED, **UNLISTED, **REFUSED}[name]()
+    torch.manual_seed(seed)
+    if isinstance(config, tf.Gemma3Config):
+        model = tf.Gemma3ForConditionalGeneration(config)
+    else:
+        model = tf.AutoModelForCausalLM.from_config(config)
+    return model.to(dtype).eval()
