@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ class Question:
         answer: the gold option's bare label, e.g. `A`.
 
     Raises:
-        CulnigError: a field is empty.
+        CulnigError: a field is empty or is not text.
     """
 
     id: str
@@ -30,7 +30,12 @@ class Question:
 
     def __post_init__(self) -> None:
         for name in ("id", "group", "prompt", "answer"):
-            if not getattr(self, name):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise CulnigError(
+                    f"the {name} of question {self.id!r} is of type {type(value).__name__}; give it as text"
+                )
+            if not value:
                 raise CulnigError(f"question {self.id!r} has an empty {name}; every question needs one")
 
 
@@ -51,6 +56,23 @@ class EncodedQuestions:
     unusable: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class SplitQuestions:
+    """Questions sorted by whether their answer is one token of a vocabulary, each part in the order given."""
+
+    usable: tuple[Question, ...]
+    unusable: tuple[Question, ...]
+
+    def describe(self, shown: int = 5) -> str:
+        """One sentence that counts the questions left out and names the first few; empty when there are none."""
+        if not self.unusable:
+            return ""
+        total = len(self.usable) + len(self.unusable)
+        names = ", ".join(f"{question.id} ({question.answer!r})" for question in self.unusable[:shown])
+        more = ", …" if len(self.unusable) > shown else ""
+        return f"{len(self.unusable)} of {total} questions left out, their answer is not one token: {names}{more}"
+
+
 def encode_questions(
     tokenizer: Any, questions: Sequence[Question], on_unusable: str = "error"
 ) -> EncodedQuestions:
@@ -68,62 +90,130 @@ def encode_questions(
         raise CulnigError(f"unknown choice {on_unusable!r} for unusable questions; choose error or skip")
     if not questions:
         raise CulnigError("there are no questions; check the file, the split and the countries asked for")
+    check_unique_ids(questions)
+    split = split_usable(tokenizer, questions)
+    if split.unusable and on_unusable == "error":
+        answer_token(tokenizer, split.unusable[0])
+    kept = split.usable
+    if not kept:
+        raise CulnigError(
+            f"none of the {len(questions)} questions has a one-token answer; is this the right tokenizer?"
+        )
+    tokens = {label: _find_token(tokenizer, label) for label in {question.answer for question in kept}}
+    answers = tuple(token for question in kept if (token := tokens[question.answer]) is not None)
+    return EncodedQuestions(
+        kept, tuple(encode_prompts(tokenizer, kept)), answers, tuple(question.id for question in split.unusable)
+    )
+
+
+def split_usable(tokenizer: Any, questions: Iterable[Question]) -> SplitQuestions:
+    """Sort questions by whether their answer is one token (`answer_token`), for callers that leave the rest out."""
+    usable: list[Question] = []
+    unusable: list[Question] = []
+    known: dict[str, bool] = {}
+    for question in questions:
+        if question.answer not in known:
+            known[question.answer] = _find_token(tokenizer, question.answer) is not None
+        (usable if known[question.answer] else unusable).append(question)
+    return SplitQuestions(tuple(usable), tuple(unusable))
+
+
+def check_unique_ids(questions: Iterable[Question]) -> None:
+    """Raise CulnigError, naming the id, when two questions share one."""
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
             raise CulnigError(f"question id {question.id!r} occurs twice; ids must be unique within a dataset")
         seen.add(question.id)
-    kept: list[Question] = []
-    answers: list[int] = []
-    unusable: list[str] = []
-    vocabulary = tokenizer.get_vocab()
-    for question in questions:
-        try:
-            answers.append(answer_token(tokenizer, question, vocabulary))
-            kept.append(question)
-        except CulnigError:
-            if on_unusable == "error":
-                raise
-            unusable.append(question.id)
-    if not kept:
-        raise CulnigError(f"none of the {len(questions)} questions has a one-token answer; is this the right tokenizer?")
-    return EncodedQuestions(
-        tuple(kept), tuple(encode_prompts(tokenizer, kept)), tuple(answers), tuple(unusable)
-    )
 
 
 def encode_prompts(tokenizer: Any, questions: Sequence[Question]) -> list[tuple[int, ...]]:
-    """Tokens of each prompt; CulnigError when a prompt yields none.
+    """Tokens of each question's prompt, by the rule of `encode_prompt`.
 
-    The tokenizer's own special tokens (a BOS) are added unless the prompt begins with one of them already, as a
-    chat template's output does: a doubled BOS is a fault that nothing reports.
+    Raises:
+        CulnigError: a prompt yields no tokens; names the question.
     """
-    special = tuple(tokenizer.all_special_tokens)
-    encoded: dict[int, tuple[int, ...]] = {}
-    for complete in (False, True):
-        rows = [i for i, q in enumerate(questions) if bool(special and q.prompt.startswith(special)) == complete]
-        if rows:
-            texts = [questions[i].prompt for i in rows]
-            token_ids = tokenizer(texts, add_special_tokens=not complete)["input_ids"]
-            encoded.update(zip(rows, map(tuple, token_ids), strict=True))
-    for i, question in enumerate(questions):
-        if not encoded[i]:
-            raise CulnigError(f"the prompt of question {question.id!r} has no tokens; check its text and the tokenizer")
-    return [encoded[i] for i in range(len(questions))]
+    encoded = _encode(tokenizer, [question.prompt for question in questions])
+    for question, token_ids in zip(questions, encoded, strict=True):
+        if not token_ids:
+            raise CulnigError(
+                f"the prompt of question {question.id!r} has no tokens; check its text and the tokenizer"
+            )
+    return encoded
 
 
-def answer_token(tokenizer: Any, question: Question, vocabulary: dict[str, int] | None = None) -> int:
-    """Vocabulary index of the bare answer label, looked up as such and never re-tokenised with the prompt.
+def encode_prompt(tokenizer: Any, prompt: str | Question) -> list[int]:
+    """Tokens of one prompt.
+
+    The tokenizer's own opening special tokens (a BOS) are added, unless the text begins with one of the tokenizer's
+    special tokens already, as a chat template's output does: a doubled BOS is a fault that nothing reports. A
+    template whose output begins with ordinary text gets the BOS. Closing special tokens (an EOS) are never added:
+    the answer is read from the prompt's last token.
+
+    Raises:
+        CulnigError: the text yields no tokens; names the question when one was given.
+    """
+    text = prompt.prompt if isinstance(prompt, Question) else prompt
+    token_ids = _encode(tokenizer, [text])[0]
+    if not token_ids:
+        name = f"of question {prompt.id!r}" if isinstance(prompt, Question) else repr(text)
+        raise CulnigError(f"the prompt {name} has no tokens; check its text and the tokenizer")
+    return list(token_ids)
+
+
+def answer_token(tokenizer: Any, question: Question) -> int:
+    """Vocabulary index of the bare answer label, looked up as such and never tokenised with the prompt.
+
+    Under SentencePiece this is `A` and not `▁A`. The unknown token never counts, and neither does an entry that
+    stands for other text (a byte-level vocabulary spells é as `Ã©`).
 
     Raises:
         CulnigError: the vocabulary has no such token; names the question and what the label splits into.
     """
-    vocabulary = tokenizer.get_vocab() if vocabulary is None else vocabulary
-    token = vocabulary.get(question.answer)
+    token = _find_token(tokenizer, question.answer)
     if token is None:
-        pieces = tokenizer.tokenize(question.answer)
         raise CulnigError(
             f"the answer {question.answer!r} of question {question.id!r} is not one token of this tokenizer (it makes "
-            f"{pieces}); use one-token labels, or leave such questions out with on_unusable='skip'"
+            f"{tokenizer.tokenize(question.answer)}); use one-token labels, or leave such questions out with "
+            f"on_unusable='skip'"
         )
-    return int(token)
+    return token
+
+
+def _find_token(tokenizer: Any, label: str) -> int | None:
+    token = tokenizer.convert_tokens_to_ids(label)
+    # A missing entry comes back as the unknown token, or as None where there is none.
+    if token is None or token == tokenizer.unk_token_id:
+        return None
+    # Evaluation compares the decoded prediction with the label, so the entry must stand for the label's text.
+    return int(token) if tokenizer.decode([token]).strip() == label else None
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    special = _special_tokens(tokenizer)
+    encoded: list[tuple[int, ...]] = [()] * len(texts)
+    for opened in (False, True):
+        rows = [i for i, text in enumerate(texts) if text.startswith(special) == opened]
+        if rows:
+            token_ids = tokenizer([texts[i] for i in rows], add_special_tokens=not opened)["input_ids"]
+            for i, row in zip(rows, token_ids, strict=True):
+                encoded[i] = tuple(row) if opened else _without_closing(tokenizer, texts[i], tuple(row))
+    return encoded
+
+
+def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Special tokens as text: the named ones (bos_token, …) and every added token that is marked special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    marked = (str(token) for token in added if getattr(token, "special", False))
+    return tuple({token for token in (*tokenizer.all_special_tokens, *marked) if token})
+
+
+def _without_closing(tokenizer: Any, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Cut the special tokens that the tokenizer put after the text; those that the text itself ends with stay."""
+    if not token_ids or token_ids[-1] not in tokenizer.all_special_ids:
+        return token_ids
+    bare = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for end in range(len(token_ids), len(bare) - 1, -1):
+        if token_ids[end - len(bare) : end] == bare:
+            return token_ids[:end]
+    return token_ids
