@@ -1,0 +1,44 @@
+"""From a message to the text that a model sees, and options in an order that never changes."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from typing import Any
+
+ANSWER_PREFIX = '{"answer_choice":"'
+"""Begins the model's answer, so that the next token is the option's label (CULNIG, section 4)."""
+
+
+def render(tokenizer: Any, message: str, answer_prefix: str = ANSWER_PREFIX) -> str:
+    """The message in the tokenizer's chat template, generation prompt added and thinking off, then the prefix.
+
+    A tokenizer without a template gets the message, a line break and the prefix.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return f"{message}\n{answer_prefix}"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+    )
+    return f"{text}{answer_prefix}"
+
+
+def seeded(key: str) -> random.Random:
+    """A generator seeded by the first 8 hex digits of the key's md5, the same on every machine."""
+    return random.Random(int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()[:8], 16))
+
+
+def shuffled(key: str, options: Sequence[str]) -> list[str]:
+    """The options in an order that depends on `key` alone."""
+    order = list(options)
+    seeded(key).shuffle(order)
+    return order
+
+
+def option_lines(labels: Sequence[str], options: Sequence[str]) -> str:
+    """`A. first`, `B. second`, …, a line each."""
+    return "\n".join(f"{label}. {option}" for label, option in zip(labels, options, strict=True))
