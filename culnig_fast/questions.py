@@ -64,13 +64,13 @@ class SplitQuestions:
     unusable: tuple[Question, ...]
 
     def describe(self, shown: int = 5) -> str:
-        """One sentence that counts the questions left out and names the first few; empty when there are none."""
+        """One sentence that counts the questions left out and names the first few; empty without any."""
         if not self.unusable:
             return ""
-        total = len(self.usable) + len(self.unusable)
+        count, total = len(self.unusable), len(self.usable) + len(self.unusable)
         names = ", ".join(f"{question.id} ({question.answer!r})" for question in self.unusable[:shown])
-        more = ", …" if len(self.unusable) > shown else ""
-        return f"{len(self.unusable)} of {total} questions left out, their answer is not one token: {names}{more}"
+        more = ", …" if count > shown else ""
+        return f"{count} of {total} questions left out, their answer is not one token: {names}{more}"
 
 
 def encode_questions(
@@ -101,13 +101,12 @@ def encode_questions(
         )
     tokens = {label: _find_token(tokenizer, label) for label in {question.answer for question in kept}}
     answers = tuple(token for question in kept if (token := tokens[question.answer]) is not None)
-    return EncodedQuestions(
-        kept, tuple(encode_prompts(tokenizer, kept)), answers, tuple(question.id for question in split.unusable)
-    )
+    left_out = tuple(question.id for question in split.unusable)
+    return EncodedQuestions(kept, tuple(encode_prompts(tokenizer, kept)), answers, left_out)
 
 
 def split_usable(tokenizer: Any, questions: Iterable[Question]) -> SplitQuestions:
-    """Sort questions by whether their answer is one token (`answer_token`), for callers that leave the rest out."""
+    """Sort questions by whether `answer_token` finds their answer, for callers that leave the others out."""
     usable: list[Question] = []
     unusable: list[Question] = []
     known: dict[str, bool] = {}
@@ -123,7 +122,9 @@ def check_unique_ids(questions: Iterable[Question]) -> None:
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
-            raise CulnigError(f"question id {question.id!r} occurs twice; ids must be unique within a dataset")
+            raise CulnigError(
+                f"question id {question.id!r} occurs twice; ids must be unique within a dataset"
+            )
         seen.add(question.id)
 
 
@@ -145,10 +146,10 @@ def encode_prompts(tokenizer: Any, questions: Sequence[Question]) -> list[tuple[
 def encode_prompt(tokenizer: Any, prompt: str | Question) -> list[int]:
     """Tokens of one prompt.
 
-    The tokenizer's own opening special tokens (a BOS) are added, unless the text begins with one of the tokenizer's
-    special tokens already, as a chat template's output does: a doubled BOS is a fault that nothing reports. A
-    template whose output begins with ordinary text gets the BOS. Closing special tokens (an EOS) are never added:
-    the answer is read from the prompt's last token.
+    The tokenizer's own opening special tokens (a BOS) are added, unless the text begins with one of the
+    tokenizer's special tokens already, as a chat template's output does: a doubled BOS is a fault that no
+    error reports. A template whose output begins with ordinary text gets the BOS. Closing special tokens (an
+    EOS) are never added: the answer is read from the prompt's last token.
 
     Raises:
         CulnigError: the text yields no tokens; names the question when one was given.
@@ -164,8 +165,8 @@ def encode_prompt(tokenizer: Any, prompt: str | Question) -> list[int]:
 def answer_token(tokenizer: Any, question: Question) -> int:
     """Vocabulary index of the bare answer label, looked up as such and never tokenised with the prompt.
 
-    Under SentencePiece this is `A` and not `▁A`. The unknown token never counts, and neither does an entry that
-    stands for other text (a byte-level vocabulary spells é as `Ã©`).
+    Under SentencePiece this is `A` and not `▁A`. The unknown token never counts, and neither does an entry
+    that stands for other text (a byte-level vocabulary spells é as `Ã©`).
 
     Raises:
         CulnigError: the vocabulary has no such token; names the question and what the label splits into.
@@ -173,9 +174,9 @@ def answer_token(tokenizer: Any, question: Question) -> int:
     token = _find_token(tokenizer, question.answer)
     if token is None:
         raise CulnigError(
-            f"the answer {question.answer!r} of question {question.id!r} is not one token of this tokenizer (it makes "
-            f"{tokenizer.tokenize(question.answer)}); use one-token labels, or leave such questions out with "
-            f"on_unusable='skip'"
+            f"the answer {question.answer!r} of question {question.id!r} is not one token of this tokenizer "
+            f"(it makes {tokenizer.tokenize(question.answer)}); use one-token labels, or leave such "
+            f"questions out with on_unusable='skip'"
         )
     return token
 
@@ -209,7 +210,7 @@ def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def _without_closing(tokenizer: Any, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Cut the special tokens that the tokenizer put after the text; those that the text itself ends with stay."""
+    """Cut the special tokens that the tokenizer put after the text; those that end the text itself stay."""
     if not token_ids or token_ids[-1] not in tokenizer.all_special_ids:
         return token_ids
     bare = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
