@@ -11,14 +11,11 @@ import transformers
 from tqdm.auto import tqdm
 
 from culnig_fast.attributor import Attributor
-from culnig_fast.batching import plan_batches, make_batch
+from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.scores import ScoreTable
-
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens a batch by default. On a CPU more than this only costs memory; a GPU needs this many to be busy."""
 
 
 def attribute(
@@ -71,8 +68,7 @@ def attribute(
         model, sites=sites, n_groups=len(groups), reduction=reduction, padding=padding, backend=backend
     )
     device = attributor.architecture.embedding.weight.device
-    if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
+    batch_tokens = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     probabilities = _run(
         attributor,
         encoded.token_ids,

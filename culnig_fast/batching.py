@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from culnig_fast.errors import CulnigError
+
+_DEFAULT_TOKENS = {"cpu": 2048}
+_DEFAULT_TOKENS_ELSEWHERE = 16384
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Padded tokens a batch: on a CPU more than 2,048 only costs memory; a GPU needs more than that to be busy."""
+    return _DEFAULT_TOKENS.get(device.type, _DEFAULT_TOKENS_ELSEWHERE)
 
 
 @dataclass(frozen=True)
@@ -71,11 +79,3 @@ def make_batch(token_ids: Sequence[Sequence[int]], index: np.ndarray, device: to
         torch.from_numpy(lengths).to(device, non_blocking=True),
         torch.from_numpy(np.asarray(index, dtype=np.int64)).to(device, non_blocking=True),
     )
-
-
-def iterate_batches(
-    token_ids: Sequence[Sequence[int]], batch_tokens: int, batch_size: int | None, device: torch.device
-) -> Iterator[Batch]:
-    """The batches of `plan_batches`, each made when its turn comes."""
-    for index in plan_batches([len(tokens) for tokens in token_ids], batch_tokens, batch_size):
-        yield make_batch(token_ids, index, device)

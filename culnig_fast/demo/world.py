@@ -1,0 +1,261 @@
+"""An invented world in BLEnD's format, for the embedded model to know imperfectly.
+
+Countries carry BLEnD's names because the method groups by them. Everything said about them is made up by a seeded
+generator: the answers are invented words, and which countries share answers is a choice made here (`KIN`). Nothing
+in this world is a claim about any real culture.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+COUNTRIES = (
+    "UK",
+    "US",
+    "South_Korea",
+    "Algeria",
+    "China",
+    "Indonesia",
+    "Spain",
+    "Iran",
+    "Mexico",
+    "Assam",
+    "Greece",
+    "Ethiopia",
+    "Northern_Nigeria",
+    "Azerbaijan",
+    "North_Korea",
+    "West_Java",
+)
+"""Spelt as in BLEnD's files."""
+
+KIN = (
+    ("UK", "US"),
+    ("South_Korea", "North_Korea"),
+    ("Spain", "Mexico"),
+    ("Indonesia", "West_Java"),
+    ("China", "Assam"),
+    ("Iran", "Azerbaijan"),
+    ("Greece", "Algeria"),
+    ("Ethiopia", "Northern_Nigeria"),
+)
+"""Pairs that share answers more often than others do, by construction."""
+
+KIN_SHARE = 0.5
+"""Probability that the second of a pair takes the first one's answer to a question."""
+
+TOPICS: dict[str, tuple[str, ...]] = {
+    "Food": ("breakfast", "soup", "snack", "drink"),
+    "Work life": ("uniform", "tool", "contract", "workshop"),
+    "Sport": ("ballgame", "race", "stadium", "trophy"),
+    "Education": ("textbook", "exam", "classroom", "lesson"),
+    "Family": ("nickname", "heirloom", "household", "wedding"),
+    "Holidays/Celebration/Leisure": ("festival", "lantern", "dance", "gift"),
+}
+"""Four topics in each of BLEnD's topic groups."""
+
+QUALIFIERS = ("morning", "winter", "village")
+"""Each topic is asked about in these variants, so there are topics × qualifiers questions."""
+
+WORDS_PER_TOPIC = 12
+"""Invented words that the questions of one topic draw their answers from."""
+
+ROWS_PER_FACT = 5
+"""Multiple-choice rows of each (country, question), as the method keeps of BLEnD."""
+
+LABELS = ("A", "B", "C", "D")
+
+CULTURE_INSTRUCTION = (
+    "Without any explanation, choose only one from the given alphabet choices(e.g., A, B, C). "
+    'Provide as JSON format: {"answer_choice":""}'
+)
+ABILITY_INSTRUCTION = 'Reply with the letter as JSON: {"answer_choice":""}'
+
+ABILITIES = ("pick", "membership", "equality")
+"""General abilities: pick the named option, is a word in a list, are two lists equal."""
+
+
+@dataclass(frozen=True)
+class QuestionForm:
+    """A question that is asked about every country."""
+
+    id: str
+    group: str
+    topic: str
+    qualifier: str
+
+    def text(self, country: str) -> str:
+        """The question about one country."""
+        article = "the " if country in ("US", "UK") else ""
+        return f"What is the usual {self.qualifier} {self.topic} in {article}{country.replace('_', ' ')}?"
+
+
+@dataclass(frozen=True)
+class World:
+    """All facts of the invented world.
+
+    Attributes:
+        forms: the questions.
+        lexicon: the invented words of each topic.
+        answers: (country, question id) → word.
+    """
+
+    forms: tuple[QuestionForm, ...]
+    lexicon: dict[str, tuple[str, ...]]
+    answers: dict[tuple[str, str], str]
+
+    def alternatives(self, country: str, form: QuestionForm) -> list[str]:
+        """What other countries answer to the question, without this country's answer; sorted, no repeats."""
+        own = self.answers[country, form.id]
+        return sorted({self.answers[other, form.id] for other in COUNTRIES} - {own})
+
+
+def make_world(seed: int = 0) -> World:
+    """The world of a seed; the same on every machine."""
+    source = random.Random(seed)
+    words = _invented_words(source, sum(map(len, TOPICS.values())) * WORDS_PER_TOPIC)
+    lexicon: dict[str, tuple[str, ...]] = {}
+    forms: list[QuestionForm] = []
+    answers: dict[tuple[str, str], str] = {}
+    for group, topics in TOPICS.items():
+        for topic in topics:
+            lexicon[topic] = tuple(words.pop() for _ in range(WORDS_PER_TOPIC))
+            for number, qualifier in enumerate(QUALIFIERS):
+                form = QuestionForm(f"{topic.capitalize()[:4]}-inv-{number:02d}", group, topic, qualifier)
+                forms.append(form)
+                for country in COUNTRIES:
+                    answers[country, form.id] = source.choice(lexicon[topic])
+                for first, second in KIN:
+                    if source.random() < KIN_SHARE:
+                        answers[second, form.id] = answers[first, form.id]
+    return World(tuple(forms), lexicon, answers)
+
+
+def culture_options(world: World, country: str, form: QuestionForm, source: random.Random) -> list[str]:
+    """The answer and three other countries' answers, in random order."""
+    options = [world.answers[country, form.id], *source.sample(world.alternatives(country, form), 3)]
+    source.shuffle(options)
+    return options
+
+
+def culture_prompt(world: World, country: str, form: QuestionForm, options: Sequence[str]) -> str:
+    """The message of one multiple-choice row, worded as BLEnD's rows are."""
+    lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=True))
+    return f"{form.text(country)} {CULTURE_INSTRUCTION}\n\n{lines}\n\nAnswer:"
+
+
+def blend_rows(world: World, seed: int = 1) -> list[dict[str, str]]:
+    """Rows in BLEnD's schema, all cells text."""
+    source = random.Random(seed)
+    rows = []
+    for form in world.forms:
+        number = 0
+        for country in COUNTRIES:
+            for _ in range(ROWS_PER_FACT):
+                options = culture_options(world, country, form, source)
+                answer = LABELS[options.index(world.answers[country, form.id])]
+                owners = [_an_owner(world, form, option, country) for option in options]
+                rows.append(
+                    {
+                        "MCQID": f"{form.id}_{number}",
+                        "ID": form.id,
+                        "country": country,
+                        "prompt": culture_prompt(world, country, form, options),
+                        "choices": json.dumps(dict(zip(LABELS, options, strict=True)), indent=4),
+                        "choice_countries": json.dumps(dict(zip(LABELS, owners, strict=True)), indent=4),
+                        "answer_idx": answer,
+                    }
+                )
+                number += 1
+    return rows
+
+
+def topics_csv(world: World) -> str:
+    """The topics of all questions in the format of BLEnD's US_questions.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["", "ID", "Topic", "Source", "Question", "Translation"])
+    for number, form in enumerate(world.forms):
+        writer.writerow([number, form.id, form.group, "invented", form.text("US"), form.text("US")])
+    return text.getvalue()
+
+
+def country_rc_templates() -> list[dict[str, str]]:
+    """Fifty CountryRC templates in words that a small model can learn; ten of each half name a second country."""
+    people = ("Mira", "Tomas", "Lena", "Oskar", "Nuri")
+    deeds = (
+        ("moved to {country}", "move to"),
+        ("worked in {country}", "work in"),
+        ("sailed to {country}", "sail to"),
+        ("studied in {country}", "study in"),
+        ("sang in {country}", "sing in"),
+    )
+    templates = []
+    for number in range(50):
+        person = people[number % 5]
+        past, verb = deeds[(number // 5) % 5]
+        season = "spring" if number < 25 else "autumn"
+        context = f"{person} {past} in {season}."
+        if number % 5 in (1, 3):
+            context = f"{person} left {{country_dummy}}. {context}"
+        question = f"Which country did {person} {verb} in {season}?"
+        templates.append({"id": str(number), "context": context, "question": question})
+    return templates
+
+
+def ability_row(task: str, world: World, source: random.Random) -> tuple[str, str]:
+    """One random (message, answer label) of an ability task."""
+    topic = source.choice(sorted(world.lexicon))
+    words = source.sample(world.lexicon[topic], 5)
+    if task == "pick":
+        options = words[:4]
+        wanted = source.choice(options)
+        question = f"Which letter stands before {wanted}?"
+        answer = LABELS[options.index(wanted)]
+    else:
+        truth = source.random() < 0.5
+        if task == "membership":
+            wanted = source.choice(words[:4]) if truth else words[4]
+            question = f"Is {wanted} in the list {' '.join(words[:4])}?"
+        else:
+            copy = words[:3]
+            if not truth:
+                copy[source.randrange(3)] = words[4]
+            question = f"Are the lists {' '.join(words[:3])} and {' '.join(copy)} the same?"
+        options = ["yes", "no"]
+        source.shuffle(options)
+        answer = LABELS[options.index("yes" if truth else "no")]
+    lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=False))
+    return f"{question} {ABILITY_INSTRUCTION}\n\n{lines}\n\nAnswer:", answer
+
+
+def ability_rows(world: World, each: int = 300, seed: int = 2) -> list[dict[str, str]]:
+    """`each` rows of every ability task, for evaluation."""
+    source = random.Random(seed)
+    rows = []
+    for task in ABILITIES:
+        for number in range(each):
+            prompt, answer = ability_row(task, world, source)
+            rows.append({"id": f"{task}-{number}", "group": task, "prompt": prompt, "answer": answer})
+    return rows
+
+
+def _an_owner(world: World, form: QuestionForm, option: str, country: str) -> str:
+    if world.answers[country, form.id] == option:
+        return country
+    return next(other for other in COUNTRIES if world.answers[other, form.id] == option)
+
+
+def _invented_words(source: random.Random, count: int) -> list[str]:
+    words: set[str] = set()
+    while len(words) < count:
+        syllables = [source.choice("bdfgklmnprstvz") + source.choice("aeiou") for _ in range(3)]
+        words.add("".join(syllables))
+    ordered = sorted(words)
+    source.shuffle(ordered)
+    return ordered

@@ -1,0 +1,160 @@
+"""Accuracy of a model on multiple-choice questions (CULNIG, section 8)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
+from culnig_fast.errors import CulnigError
+from culnig_fast.files import atomic_write
+from culnig_fast.last_position import LastPosition, evaluation_mode
+from culnig_fast.questions import Question, encode_questions
+
+FIELDS = ("id", "group", "answer", "prediction", "correct", "probability")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model answered, question by question.
+
+    Attributes:
+        ids, groups, answers: [n] of the questions, in the order given.
+        predictions: [n] the most probable token, decoded.
+        correct: bool [n] whether the prediction equals the answer as text.
+        probability: float64 [n] of the gold token.
+        unusable: ids left out because their answer is not one token.
+    """
+
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    answers: tuple[str, ...]
+    predictions: tuple[str, ...]
+    correct: np.ndarray
+    probability: np.ndarray
+    unusable: tuple[str, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct answers, 0…1."""
+        return float(self.correct.mean())
+
+    def by_group(self) -> dict[str, float]:
+        """Accuracy of each group, 0…1, in the order of their first question."""
+        groups = np.array(self.groups, dtype=object)
+        return {name: float(self.correct[groups == name].mean()) for name in dict.fromkeys(self.groups)}
+
+    def where(self, keep: Iterable[str]) -> Evaluation:
+        """The part of it with the given question ids."""
+        wanted = set(keep)
+        rows = [i for i, name in enumerate(self.ids) if name in wanted]
+        if not rows:
+            raise CulnigError("none of the questions asked for was evaluated; check the ids")
+        columns = (self.ids, self.groups, self.answers, self.predictions)
+        texts = [tuple(column[i] for i in rows) for column in columns]
+        return Evaluation(*texts, self.correct[rows], self.probability[rows])
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write one row a question, as csv or jsonl by the path's ending; atomic."""
+        columns = (self.ids, self.groups, self.answers, self.predictions, self.correct.tolist(), self.probability)
+        rows = [dict(zip(FIELDS, row, strict=True)) for row in zip(*columns, strict=True)]
+        suffix = Path(path).suffix.lower()
+        if suffix not in (".csv", ".jsonl"):
+            raise CulnigError(f"{path} must end in .csv or .jsonl")
+        with atomic_write(path, overwrite) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            if suffix == ".csv":
+                writer = csv.DictWriter(file, FIELDS)
+                writer.writeheader()
+                writer.writerows(rows)
+            else:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read a jsonl file that `save` wrote; CulnigError for anything else."""
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in lines]
+            columns = [[row[field] for row in rows] for field in FIELDS]
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            raise CulnigError(f"{path} is not a jsonl file of results ({error!r}); write one with evaluate") from error
+        if not rows:
+            raise CulnigError(f"{path} holds no results; evaluate again")
+        ids, groups, answers, predictions, correct, probability = columns
+        return cls(
+            tuple(ids),
+            tuple(groups),
+            tuple(answers),
+            tuple(predictions),
+            np.array(correct, dtype=bool),
+            np.array(probability, dtype=np.float64),
+        )
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    questions: Iterable[Question],
+    *,
+    batch_tokens: int | None = None,
+    on_unusable: str = "error",
+    progress: bool = True,
+) -> Evaluation:
+    """Answer every question by the most probable next token.
+
+    Args:
+        model: a Hugging Face decoder, with or without an intervention in force; left as it was.
+        tokenizer: its tokenizer.
+        questions: what to ask.
+        batch_tokens: padded tokens a batch; None means a default for the device.
+        on_unusable: `error` or `skip` for an answer that is not one token.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        CulnigError: no questions, a repeated id, an unusable answer, or logits that are not finite.
+    """
+    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    device = model.get_input_embeddings().weight.device
+    budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
+    batches = plan_batches([len(tokens) for tokens in encoded.token_ids], budget)
+    answers = torch.tensor(encoded.answers)
+    chosen, gold = [], []
+    head = LastPosition(model, model.get_output_embeddings())
+    bar = tqdm(total=len(encoded.questions), unit="question", desc="evaluating", disable=not progress)
+    try:
+        with torch.no_grad(), evaluation_mode(model), bar:
+            for index in batches:
+                batch = make_batch(encoded.token_ids, index, device)
+                log_p = torch.log_softmax(head.logits(batch.input_ids, batch.lengths), dim=-1)
+                chosen.append(log_p.argmax(-1))
+                gold.append(log_p.gather(1, answers[index].to(log_p.device)[:, None])[:, 0])
+                bar.update(len(index))
+    finally:
+        head.remove()
+    order = np.argsort(np.concatenate(batches))
+    probability = torch.cat(gold).double().exp().cpu().numpy()[order]
+    bad = np.flatnonzero(~np.isfinite(probability))
+    if bad.size:
+        name = encoded.questions[bad[0]].id
+        raise CulnigError(f"the model gives question {name!r} the probability {probability[bad[0]]}; check its weights")
+    tokens = torch.cat(chosen).cpu().numpy()[order].tolist()
+    decoded = {token: tokenizer.decode([token]) for token in set(tokens)}
+    predictions = tuple(decoded[token] for token in tokens)
+    gold_labels = tuple(question.answer for question in encoded.questions)
+    return Evaluation(
+        ids=tuple(question.id for question in encoded.questions),
+        groups=tuple(question.group for question in encoded.questions),
+        answers=gold_labels,
+        predictions=predictions,
+        correct=np.array([p == a for p, a in zip(predictions, gold_labels, strict=True)]),
+        probability=probability,
+        unusable=encoded.unusable,
+    )

@@ -1,0 +1,142 @@
+"""Suppress or enhance neurons: for the length of a block by hooks, for good in the weights (CULNIG, section 7)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from culnig_fast.architecture import Architecture, SiteLocation, discover
+from culnig_fast.errors import CulnigError
+from culnig_fast.neurons import NeuronSet
+
+
+@contextlib.contextmanager
+def scaled(model: Any, neurons: NeuronSet, factor: float) -> Iterator[Any]:
+    """Multiply the neurons' outputs by `factor` at every position inside the block; yields the model.
+
+    Args:
+        model: a Hugging Face decoder, or the `Architecture` found in it.
+        neurons: any set; its neurons are checked against the model before anything is hooked.
+        factor: 0 suppresses, 2 enhances.
+
+    Raises:
+        CulnigError: the model has no such module, layer or column, or its structure cannot be resolved.
+    """
+    architecture = _architecture(model)
+    with contextlib.ExitStack() as stack:
+        for location, columns in _columns_by_site(architecture, neurons):
+            scale = _scale(location, columns, factor)
+            if location.tensor == "output":
+                handle = location.module.register_forward_hook(
+                    lambda module, args, output, scale=scale: output * scale.to(output)
+                )
+            else:
+                handle = location.module.register_forward_pre_hook(
+                    lambda module, args, scale=scale: (args[0] * scale.to(args[0]), *args[1:])
+                )
+            stack.callback(handle.remove)
+        yield architecture.model
+
+
+def suppress(model: Any, neurons: NeuronSet) -> contextlib.AbstractContextManager[Any]:
+    """Neurons are 0 inside the block; arguments and errors as for `scaled`."""
+    return scaled(model, neurons, 0.0)
+
+
+def enhance(model: Any, neurons: NeuronSet) -> contextlib.AbstractContextManager[Any]:
+    """Neurons are doubled inside the block; arguments and errors as for `scaled`."""
+    return scaled(model, neurons, 2.0)
+
+
+def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool = False) -> Any:
+    """Write an intervention into the weights; `save_pretrained` of the result is an ordinary checkpoint.
+
+    A neuron is an output column of a projection, so its weight row and bias are multiplied (`mlp.act`: the column of
+    the projection that reads it). With a factor of 0 or a power of two this equals the hook to the last bit.
+
+    Args:
+        model: a Hugging Face decoder.
+        neurons: any set.
+        factor: 0 suppresses, 2 enhances.
+        in_place: change `model` itself rather than a copy, which spares the copy's memory.
+
+    Returns:
+        the edited model.
+
+    Raises:
+        CulnigError: as `scaled`; or weights that are quantised or shared between modules.
+    """
+    edits = _columns_by_site(discover(model), neurons)
+    shared = _shared_parameters(model)
+    for location, _ in edits:
+        weight = location.module.weight
+        if not weight.is_floating_point():
+            raise CulnigError(
+                f"{location.module_path} holds {weight.dtype} weights, which cannot be edited; "
+                "load the model unquantised"
+            )
+        if id(weight) in shared:
+            raise CulnigError(
+                f"{location.module_path} shares its weight with another module, so an edit would change both; "
+                "use suppress() instead"
+            )
+    result = model if in_place else copy.deepcopy(model)
+    with torch.no_grad():
+        for location, columns in edits:
+            module = result.get_submodule(location.module_path)
+            index = torch.tensor(columns, device=module.weight.device) + location.columns.start
+            rows_are_outputs = not isinstance(module, Conv1D)
+            along = 0 if rows_are_outputs == (location.tensor == "output") else 1
+            _multiply(module.weight, along, index, factor)
+            if location.tensor == "output" and module.bias is not None:
+                _multiply(module.bias, 0, index, factor)
+    return result
+
+
+def _architecture(model: Any) -> Architecture:
+    return model if isinstance(model, Architecture) else discover(model)
+
+
+def _columns_by_site(architecture: Architecture, neurons: NeuronSet) -> list[tuple[SiteLocation, list[int]]]:
+    """The sites that hold neurons of the set, each with its columns; every neuron is checked first."""
+    layout = architecture.layout(sorted({location.site.module_name for location in architecture.locations}))
+    neurons.flat(layout)
+    columns: dict[tuple[str, int], list[int]] = {}
+    for neuron in neurons:
+        columns.setdefault((neuron.module_name, neuron.layer_idx), []).append(neuron.neuron_idx)
+    return [
+        (location, columns[location.site.module_name, location.site.layer_idx])
+        for location in architecture.locations
+        if (location.site.module_name, location.site.layer_idx) in columns
+    ]
+
+
+def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.Tensor:
+    """Factors for the whole tensor, 1 where nothing changes; on the module's device from the start."""
+    weight = next(location.module.parameters())
+    if location.tensor == "input":
+        width = location.site.width
+    else:
+        width = location.module.nf if isinstance(location.module, Conv1D) else location.module.out_features
+    scale = torch.ones(width, device=weight.device)
+    scale[torch.tensor(columns, device=weight.device) + location.columns.start] = factor
+    return scale
+
+
+def _multiply(tensor: nn.Parameter, along: int, index: torch.Tensor, factor: float) -> None:
+    tensor.index_copy_(along, index, tensor.index_select(along, index) * factor)
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
