@@ -1,105 +1,108 @@
-"""What a benchmark is to the rest of the program, and how its rows are read.
+"""What a benchmark is to the rest of the program, and the list of those there are.
 
-To add one: write `tasks/<name>.py` with a class that has `name`, `splits` and `questions(split, tokenizer)`, and a
-function that loads it with `read_rows` and `require_columns`; then name it in `tasks/registry.py`.
+To add one, write one file `tasks/<name>.py` with one subclass of `Task`; nothing else has to be told of it,
+for `tasks()` finds it by looking. The subclass
+
+1. sets `name` (how the command line calls it), `splits` (some of `SPLITS`) and, where it needs more than one
+   file, `files` (name → what it is, for the help text);
+2. has `load(source=None, **files)`, a class method: read with `rows.read_rows`, check with
+   `rows.require_columns`, and raise CulnigError with one sentence for whatever the file may get wrong, naming
+   the row. `source` None means the benchmark's own place on the hub or in this package;
+3. has `_questions(split, tokenizer)`: texts through `prompts.render`, options through `prompts.shuffled` with
+   a key that names the question and the wording, groups through `countries.country_name` where they are
+   countries. The same in every run: no global random state, no clock, no order of a set.
+
+Modules in this folder are all imported to list the tasks, so they import torch, transformers, pandas and
+datasets inside functions or not at all.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.questions import Question
+from culnig_fast.questions import Question, check_unique_ids
 
-Row = Mapping[str, str]
+SPLITS = ("all", "neur", "control", "test")
+"""neur: neurons are found on it; control: neur without what is asked; test: for evaluation; all: both halves."""
 
-_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
-
-class Task(Protocol):
+class Task(ABC):
     """A benchmark loaded into memory."""
 
-    name: str
-    splits: tuple[str, ...]
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+    files: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    @abstractmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Task:
+        """`load(source=None, **files)`: read the benchmark from a local file or the hub.
+
+        Raises:
+            CulnigError: the source cannot be read or is not this benchmark.
+        """
 
     def questions(self, split: str, tokenizer: Any) -> list[Question]:
-        """The questions of a split, as the model behind the tokenizer is to see them."""
-        ...
+        """The questions of a split as the tokenizer's model is to see them, ids unique.
+
+        A control question has the id of the neur question that it was made from.
+
+        Raises:
+            CulnigError: the task has no such split, nothing is in it, or two questions share an id.
+        """
+        if split not in self.splits:
+            raise CulnigError(f"{self.name} has no split {split!r}; choose from {', '.join(self.splits)}")
+        questions = self._questions(split, tokenizer)
+        if not questions:
+            raise CulnigError(f"split {split!r} of {self.name} is empty; is the file complete?")
+        check_unique_ids(questions)
+        return questions
+
+    @abstractmethod
+    def _questions(self, split: str, tokenizer: Any) -> list[Question]: ...
 
 
-def read_rows(source: str | Path, *, config: str | None = None, split: str = "test") -> list[dict[str, str]]:
-    """Rows of a local file, or of a data set on the hub, every cell as text.
+def tasks() -> dict[str, type[Task]]:
+    """Every benchmark by name, in the order of their files."""
+    package = importlib.import_module("culnig_fast.tasks")
+    found: dict[str, type[Task]] = {}
+    for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            # Defined there and complete: modules also hold the names that they import.
+            if inspect.isclass(value) and value.__module__ == info.name and issubclass(value, Task):
+                if inspect.isabstract(value):
+                    continue
+                found[value.name] = value
+    return found
+
+
+def load_task(
+    name: str, source: str | Path | None = None, files: Mapping[str, str | Path] | None = None
+) -> Task:
+    """Load a benchmark by name, as the command line does.
 
     Args:
-        source: a csv, tsv, jsonl, json or parquet file, or a hub id such as `nayeon212/BLEnD`.
-        config, split: which part of a hub data set.
+        name: one of `tasks()`.
+        source: a local file or a hub id; None means the benchmark's own.
+        files: further files by the names that the benchmark's `files` lists.
 
     Raises:
-        CulnigError: the file is missing, of an unknown kind or cannot be parsed, or the hub cannot be reached.
+        CulnigError: an unknown benchmark or file name, or what the benchmark's `load` raises.
     """
-    path = Path(source)
-    if path.suffix.lower() in _READERS or path.exists():
-        return _read_file(path)
-    if str(source).count("/") != 1 or str(source).startswith((".", "/")):
-        raise CulnigError(f"no file {source}; give a csv, tsv, jsonl, json or parquet file, or a hub id")
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(str(source), config, split=split)
-    except Exception as error:  # the hub client raises a dozen unrelated types
-        raise CulnigError(
-            f"cannot load {source} from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
-            "download it once and give the local file"
-        ) from error
-    return [_as_text(row) for row in loaded]
-
-
-def require_columns(rows: list[dict[str, str]], columns: Iterable[str], source: str | Path) -> None:
-    """Raise CulnigError, naming what is missing and what is there, unless there are rows with all the columns."""
-    if not rows:
-        raise CulnigError(f"{source} has no rows; is it the right file?")
-    missing = [column for column in columns if column not in rows[0]]
-    if missing:
-        raise CulnigError(
-            f"{source} has no column {', '.join(missing)}; it has {', '.join(map(str, rows[0]))}; is it the right file?"
-        )
-
-
-def check_split(split: str, splits: tuple[str, ...], name: str) -> None:
-    """Raise CulnigError, listing the splits, unless `split` is one of them."""
-    if split not in splits:
-        raise CulnigError(f"{name} has no split {split!r}; choose from {', '.join(splits)}")
-
-
-def _read_file(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise CulnigError(f"no file {path}; check the path")
-    kind = _READERS.get(path.suffix.lower())
-    if kind is None:
-        raise CulnigError(f"{path} is of an unknown kind; give a csv, tsv, jsonl, json or parquet file")
-    if not os.access(path, os.R_OK):
-        raise CulnigError(f"{path} cannot be read; check its permissions")
-    import pandas
-
-    try:
-        if kind == "csv":
-            separator = "\t" if path.suffix.lower() == ".tsv" else ","
-            # Text such as "None" and "NA" is an answer here, never a missing value.
-            frame = pandas.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig"
-            )
-        elif kind == "json":
-            lines = path.suffix.lower() == ".jsonl"
-            frame = pandas.read_json(path, lines=lines, dtype=False, convert_dates=False, encoding="utf-8-sig")
-        else:
-            frame = pandas.read_parquet(path)
-    except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise CulnigError(f"{path} cannot be parsed as {path.suffix} ({str(error).splitlines()[0][:200]})") from error
-    return [_as_text(row) for row in frame.to_dict("records")]
-
-
-def _as_text(row: Mapping[Any, Any]) -> dict[str, str]:
-    return {str(key): value if isinstance(value, str) else str(value) for key, value in row.items()}
+    known = tasks()
+    if name not in known:
+        raise CulnigError(f"unknown task {name!r}; choose from {', '.join(known)}")
+    files = files or {}
+    for key in files:
+        if key not in known[name].files:
+            takes = ", ".join(known[name].files) or "none"
+            raise CulnigError(f"task {name} takes no further file {key!r} (it takes: {takes})")
+    return known[name].load(source, **files)

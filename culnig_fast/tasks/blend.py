@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.questions import Question
-from culnig_fast.tasks.base import check_split, read_rows, require_columns
+from culnig_fast.tasks.base import Task
 from culnig_fast.tasks.countries import country_name
 from culnig_fast.tasks.prompts import render
+from culnig_fast.tasks.rows import Row, is_file, read_rows, require_columns
 
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "nayeon212/BLEnD", "multiple-choice-questions", "test"
+TOPICS_CONFIG, TOPICS_SPLIT = "short-answer-questions", "US"
+TOPICS_FILE = "US_questions.csv"
 
 NEUR_TOPICS = ("Food", "Work life", "Sport")
 TEST_TOPICS = ("Education", "Family", "Holidays/Celebration/Leisure")
@@ -30,7 +34,7 @@ _COLUMNS = ("MCQID", "ID", "country", "prompt", "choices", "answer_idx")
 
 @dataclass(frozen=True)
 class BlendRow:
-    """One multiple-choice row that is kept."""
+    """One multiple-choice row that is kept; `country` is the canonical name."""
 
     id: str
     country: str
@@ -41,50 +45,51 @@ class BlendRow:
 
 
 @dataclass(frozen=True)
-class Blend:
-    """The kept rows in file order; `neur` and `control` are the identification half, `test` the other."""
+class Blend(Task):
+    """The kept rows in file order.
+
+    `neur` holds Food, Work life and Sport, `test` the other three topics, `control` the neur rows without
+    their question. Groups are countries; a question's id is `country/MCQID`.
+    """
 
     rows: tuple[BlendRow, ...]
-    name: str = "blend"
-    splits: tuple[str, ...] = ("all", "neur", "control", "test")
+
+    name: ClassVar[str] = "blend"
+    splits: ClassVar[tuple[str, ...]] = ("all", "neur", "control", "test")
+    files: ClassVar[Mapping[str, str]] = {"topics": f"{TOPICS_FILE} of BLEnD: the topic of each question ID"}
 
     @classmethod
-    def load(cls, source: str | Path | None, topics: str | Path) -> Blend:
+    def load(cls, source: str | Path | None = None, topics: str | Path | None = None) -> Blend:
         """Read rows and topics.
 
         Args:
             source: a local file in the hub's schema, or a hub id; None means BLEnD's own.
-            topics: `US_questions.csv` of BLEnD, which gives each question ID its topic.
+            topics: `US_questions.csv` of BLEnD. None means the file of that name beside a local source, or
+                the hub's own list of the same questions.
 
         Raises:
             CulnigError: a missing file or column, an unknown country or topic, a malformed or repeated row.
         """
         source = HUB_ID if source is None else source
-        topic_of = _read_topics(topics)
+        topic_of = _read_topics(source, topics)
         rows = read_rows(source, config=HUB_CONFIG, split=HUB_SPLIT)
         require_columns(rows, _COLUMNS, source)
         kept: list[BlendRow] = []
         taken: Counter[tuple[str, str]] = Counter()
         seen: set[str] = set()
         for row in rows:
-            pair = (row["country"], row["ID"])
-            if taken[pair] == ROWS_PER_QUESTION:
-                continue
+            country = country_name(row["country"])
+            row_id = f"{country}/{row['MCQID']}"
+            if row_id in seen:
+                raise CulnigError(f"{source} lists {row_id} twice; are two versions of the file merged?")
+            seen.add(row_id)
+            pair = (country, row["ID"])
             taken[pair] += 1
-            parsed = _parse(row, topic_of, source)
-            if parsed.id in seen:
-                raise CulnigError(f"{source} lists {parsed.id} twice; are two versions of the file merged?")
-            seen.add(parsed.id)
-            kept.append(parsed)
+            if taken[pair] <= ROWS_PER_QUESTION:
+                kept.append(_parse(row, row_id, country, topic_of, source))
         return cls(tuple(kept))
 
-    def questions(self, split: str, tokenizer: Any) -> list[Question]:
-        """Questions of `all`, `neur`, `control` (the neur rows without their question) or `test`.
-
-        Raises:
-            CulnigError: an unknown split.
-        """
-        check_split(split, self.splits, self.name)
+    def _questions(self, split: str, tokenizer: Any) -> list[Question]:
         topics = {"all": NEUR_TOPICS + TEST_TOPICS, "test": TEST_TOPICS}.get(split, NEUR_TOPICS)
         return [
             Question(
@@ -98,43 +103,79 @@ class Blend:
         ]
 
 
-def _read_topics(path: str | Path) -> dict[str, str]:
-    rows = read_rows(path)
-    require_columns(rows, ("ID", "Topic"), path)
-    topics = {row["ID"].strip(): row["Topic"].strip() for row in rows}
-    for question_id, topic in topics.items():
+def _read_topics(source: str | Path, topics: str | Path | None) -> dict[str, str]:
+    """Topic of each question ID; wordings are no key, for they were edited after the rows were made."""
+    if topics is None and is_file(source):
+        topics = Path(source).parent / TOPICS_FILE
+        if not topics.is_file():
+            raise CulnigError(f"no {TOPICS_FILE} beside {source}; give BLEnD's file of that name as topics")
+    if topics is None:
+        rows = read_rows(source, config=TOPICS_CONFIG, split=TOPICS_SPLIT)
+        topics = source
+    else:
+        rows = read_rows(topics, config=TOPICS_CONFIG, split=TOPICS_SPLIT)
+    require_columns(rows, ("ID", "Topic"), topics)
+    topic_of: dict[str, str] = {}
+    for row in rows:
+        question_id, topic = row["ID"], row["Topic"].strip()
         if topic not in NEUR_TOPICS + TEST_TOPICS:
             raise CulnigError(
-                f"{path} gives question {question_id} the unknown topic {topic!r}; "
+                f"{topics} gives question {question_id} the unknown topic {topic!r}; "
                 f"the topics are {', '.join(NEUR_TOPICS + TEST_TOPICS)}"
             )
-    return topics
+        if topic_of.setdefault(question_id, topic) != topic:
+            raise CulnigError(
+                f"{topics} gives question {question_id} two topics, {topic_of[question_id]} and {topic}; "
+                "keep one"
+            )
+    return topic_of
 
 
-def _parse(row: dict[str, str], topic_of: dict[str, str], source: str | Path) -> BlendRow:
-    name = row["MCQID"]
+def _parse(row: Row, row_id: str, country: str, topic_of: Mapping[str, str], source: str | Path) -> BlendRow:
     if row["ID"] not in topic_of:
-        raise CulnigError(f"{source}: question {row['ID']} (row {name}) has no topic; is the topics file of this data?")
-    try:
-        choices = json.loads(row["choices"])
-    except json.JSONDecodeError as error:
-        raise CulnigError(f"{source}: the choices of row {name} are not JSON ({error})") from error
-    if not isinstance(choices, dict) or row["answer_idx"] not in choices:
         raise CulnigError(
-            f"{source}: the answer {row['answer_idx']!r} of row {name} is none of its choices {list(choices)}"
+            f"{source}: question {row['ID']} (row {row_id}) has no topic; is the topics file of this data?"
         )
-    start = row["prompt"].find(INSTRUCTION)
+    prompt, answer = row["prompt"], row["answer_idx"].strip()
+    _check_choices(row["choices"], answer, prompt, f"{source}: row {row_id}")
+    start = prompt.find(INSTRUCTION)
     if start < 0:
         raise CulnigError(
-            f"{source}: the prompt of row {name} lacks {INSTRUCTION!r}, so the question cannot be cut off for the "
+            f"{source}: the prompt of row {row_id} lacks {INSTRUCTION!r}, so the question cannot be cut off "
+            "for the "
             "control set; is this BLEnD's multiple-choice file?"
         )
-    country = country_name(row["country"])
     return BlendRow(
-        id=name,
+        id=row_id,
         country=country,
         topic=topic_of[row["ID"]],
-        prompt=row["prompt"],
-        control_prompt=row["prompt"][start:],
-        answer=row["answer_idx"],
+        prompt=prompt,
+        control_prompt=prompt[start:],
+        answer=answer,
     )
+
+
+def _check_choices(text: str, answer: str, prompt: str, where: str) -> None:
+    try:
+        choices = json.loads(text, parse_int=str, parse_float=str)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CulnigError(
+            f"{where} has choices that are not JSON ({error}); was the file cut off?"
+        ) from error
+    if not isinstance(choices, dict) or len(choices) < 2:
+        raise CulnigError(
+            f"{where} needs choices as an object of at least two, letter to text; it has {text!r:.80}"
+        )
+    for letter, option in choices.items():
+        if not isinstance(option, str) or not option.strip():
+            raise CulnigError(f"{where} has no text for choice {letter}; is the file complete?")
+        if f"{letter}. {option}" not in prompt:
+            raise CulnigError(
+                f"{where} does not show choice {letter}, {option!r}, in its prompt; are two versions of the "
+                "file "
+                "merged?"
+            )
+    if answer not in choices:
+        raise CulnigError(
+            f"{where} has the answer {answer!r}, which is none of its choices {', '.join(choices)}"
+        )

@@ -8,18 +8,18 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "Algeria": (),
     "Assam": (),
     "Azerbaijan": (),
-    "China": (),
+    "China": ("People's Republic of China",),
     "Ethiopia": (),
     "Greece": (),
     "Indonesia": (),
-    "Iran": (),
+    "Iran": ("Islamic Republic of Iran",),
     "Mexico": (),
-    "North Korea": ("DPRK",),
+    "North Korea": ("DPRK", "Democratic People's Republic of Korea"),
     "Northern Nigeria": (),
     "South Korea": ("Republic of Korea",),
     "Spain": (),
-    "UK": ("United Kingdom", "Great Britain", "the UK"),
-    "USA": ("US", "United States", "United States of America", "the US", "the USA"),
+    "UK": ("United Kingdom", "Great Britain", "Britain"),
+    "USA": ("US", "United States", "United States of America"),
     "West Java": (),
 }
 
@@ -31,14 +31,18 @@ TARGET_COUNTRIES = ("China", "Indonesia", "Iran", "Mexico", "South Korea", "Spai
 
 
 def _key(text: str) -> str:
-    return "".join(character for character in text.casefold() if character.isalnum())
+    """What spellings of one name share: no case, no punctuation or spacing, no leading article."""
+    words = text.casefold().replace("_", " ").replace("-", " ").split()
+    if words and words[0] == "the":
+        words = words[1:]
+    return "".join(character for character in "".join(words) if character.isalnum())
 
 
 _CANONICAL = {_key(spelling): name for name, aliases in _ALIASES.items() for spelling in (name, *aliases)}
 
 
 def country_name(text: str) -> str:
-    """Canonical name of a country in any known spelling (`South_Korea`, `US`, `Great Britain`).
+    """Canonical name of a country in any known spelling (`South_Korea`, `US`, `the U.K.`, `Great Britain`).
 
     Raises:
         CulnigError: the country is not one of the 16; lists them.
@@ -49,6 +53,14 @@ def country_name(text: str) -> str:
     return name
 
 
+def in_list(name: str) -> str:
+    """A canonical name as an answer option, in BLEnD's words: `US` for the USA."""
+    return "US" if name == "USA" else name
+
+
 def in_prose(name: str) -> str:
-    """The name as it stands in a sentence: with its article where English wants one."""
-    return {"USA": "the United States", "UK": "the United Kingdom"}.get(name, name)
+    """A canonical name inside a sentence, in BLEnD's words: `the US`, `the UK`, the others as they are.
+
+    CountryRC is there to catch the neurons that read country names, so it writes them as BLEnD does.
+    """
+    return f"the {in_list(name)}" if name in ("UK", "USA") else name

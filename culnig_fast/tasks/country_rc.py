@@ -5,28 +5,54 @@ Neurons that score high here read country names; selection drops them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import read_json
 from culnig_fast.questions import Question
-from culnig_fast.tasks.base import check_split
-from culnig_fast.tasks.countries import COUNTRIES, TARGET_COUNTRIES, country_name, in_prose
+from culnig_fast.tasks.base import Task
+from culnig_fast.tasks.countries import COUNTRIES, TARGET_COUNTRIES, country_name, in_list, in_prose
 from culnig_fast.tasks.prompts import option_lines, render, seeded, shuffled
+from culnig_fast.tasks.rows import Row, read_rows, require_columns
 
-LETTERS, DIGITS = ("A", "B", "C", "D"), ("1", "2", "3", "4")
+COUNTRY, DUMMY = "{country}", "{country_dummy}"
 
-WORDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ('Choose the option that answers the question. Reply with its letter as JSON: {"answer_choice":""}', LETTERS),
-    ('Which option is right according to the text? Give only the letter, as JSON: {"answer_choice":""}', LETTERS),
-    ('Choose the option that answers the question. Reply with its number as JSON: {"answer_choice":""}', DIGITS),
-    ('Which option is right according to the text? Give only the number, as JSON: {"answer_choice":""}', DIGITS),
+
+@dataclass(frozen=True)
+class Wording:
+    """One way to put a question: a name for ids, the instruction, the option labels."""
+
+    name: str
+    instruction: str
+    labels: tuple[str, ...]
+
+
+WORDINGS = (
+    Wording(
+        "letters-1",
+        'Choose the option that answers the question. Reply with its letter as JSON: {"answer_choice":""}',
+        ("A", "B", "C", "D"),
+    ),
+    Wording(
+        "letters-2",
+        'Which option is right according to the text? Give only the letter, as JSON: {"answer_choice":""}',
+        ("A", "B", "C", "D"),
+    ),
+    Wording(
+        "numbers-1",
+        'Choose the option that answers the question. Reply with its number as JSON: {"answer_choice":""}',
+        ("1", "2", "3", "4"),
+    ),
+    Wording(
+        "numbers-2",
+        'Which option is right according to the text? Give only the number, as JSON: {"answer_choice":""}',
+        ("1", "2", "3", "4"),
+    ),
 )
-"""Instruction and option labels of the four prompt wordings."""
 
 
 @dataclass(frozen=True)
@@ -39,81 +65,101 @@ class Template:
 
 
 @dataclass(frozen=True)
-class CountryRC:
-    """Templates in file order: the first half is `neur`, the second `test`."""
+class CountryRC(Task):
+    """Templates in file order: the first half is `neur`, the second `test`.
+
+    Groups are countries; a question's id is `template/wording/country`.
+    """
 
     templates: tuple[Template, ...]
     countries: tuple[str, ...] = TARGET_COUNTRIES
-    name: str = "country_rc"
-    splits: tuple[str, ...] = ("all", "neur", "test")
+
+    name: ClassVar[str] = "country_rc"
+    splits: ClassVar[tuple[str, ...]] = ("all", "neur", "test")
 
     @classmethod
-    def load(cls, source: str | Path | None = None, countries: Iterable[str] = TARGET_COUNTRIES) -> CountryRC:
+    def load(
+        cls, source: str | Path | None = None, countries: Iterable[str] = TARGET_COUNTRIES
+    ) -> CountryRC:
         """Read templates.
 
         Args:
-            source: a JSON list of objects with id, context and question, as the published program's `data.json`;
+            source: a file with id, context and question in each row, as the published program's `data.json`;
                 None means the templates that come with this package.
             countries: the countries asked about, in any known spelling.
 
         Raises:
             CulnigError: a malformed file or template, or an unknown country.
         """
-        if source is None:
-            with resources.as_file(resources.files("culnig_fast.tasks") / "data" / "country_rc.json") as path:
-                return cls(_parse(read_json(path), path), tuple(map(country_name, countries)))
-        return cls(_parse(read_json(source), source), tuple(map(country_name, countries)))
+        names = tuple(dict.fromkeys(map(country_name, countries)))
+        if source is not None:
+            return cls(_parse(read_rows(source), source), names)
+        with resources.as_file(resources.files("culnig_fast.tasks") / "data" / "country_rc.json") as path:
+            return cls(_parse(read_rows(path), path.name), names)
 
-    def questions(self, split: str, tokenizer: Any) -> list[Question]:
-        """Templates × wordings × countries of `all`, `neur` or `test`.
-
-        Raises:
-            CulnigError: an unknown split.
-        """
-        check_split(split, self.splits, self.name)
+    def _questions(self, split: str, tokenizer: Any) -> list[Question]:
         half = len(self.templates) // 2
         templates = {"neur": self.templates[:half], "test": self.templates[half:]}.get(split, self.templates)
         return [
             _question(template, wording, country, tokenizer)
             for template in templates
-            for wording in range(len(WORDINGS))
+            for wording in WORDINGS
             for country in self.countries
         ]
 
 
-def _question(template: Template, wording: int, country: str, tokenizer: Any) -> Question:
-    instruction, labels = WORDINGS[wording]
-    key = f"{template.context}_{template.question}_{instruction}_{country}"
+def _question(template: Template, wording: Wording, country: str, tokenizer: Any) -> Question:
+    # The draw has a key of its own: from one key, the first distractor would tell the gold option's place.
+    # Without the instruction in it, the four wordings differ in nothing but wording and order.
     others = [name for name in COUNTRIES if name != country]
-    # A dummy country stands first among the distractors: it must be an option, or naming it would be no temptation.
-    distractors = seeded(key).sample(others, 3)
+    draw = f"{template.context}_{template.question}_{country}"
+    distractors = seeded(draw).sample(others, len(wording.labels) - 1)
+    key = f"{template.context}_{template.question}_{wording.instruction}_{country}"
     options = shuffled(key, [country, *distractors])
-    context = template.context.replace("{country_dummy}", in_prose(distractors[0]))
-    context = context.replace("{country}", in_prose(country))
-    lines = option_lines(labels, [in_prose(option) for option in options])
-    message = f"{context}\n\n{template.question}\n\n{lines}\n\n{instruction}"
+    # The dummy country is an option, or naming it would mislead nobody.
+    context = _fill(_fill(template.context, DUMMY, distractors[0]), COUNTRY, country)
+    lines = option_lines(wording.labels, [in_list(option) for option in options])
+    message = f"{context}\n\n{template.question}\n\n{lines}\n\n{wording.instruction}"
     return Question(
-        id=f"{template.id}/{wording}/{country}",
+        id=f"{template.id}/{wording.name}/{country}",
         group=country,
         prompt=render(tokenizer, message),
-        answer=labels[options.index(country)],
+        answer=wording.labels[options.index(country)],
     )
 
 
-def _parse(value: Any, source: str | Path) -> tuple[Template, ...]:
-    if not isinstance(value, list) or len(value) < 2:
-        raise CulnigError(f"{source} is not a list of CountryRC templates; each needs id, context and question")
-    templates: list[Template] = []
-    seen: set[str] = set()
-    for position, entry in enumerate(value):
-        fields = [entry.get(name) if isinstance(entry, dict) else None for name in ("id", "context", "question")]
-        if not all(isinstance(text, str) and text for text in fields):
-            raise CulnigError(f"{source}: template {position} needs the texts id, context and question")
-        template = Template(*fields)
-        if "{country}" not in template.context:
-            raise CulnigError(f"{source}: the context of template {template.id!r} has no {{country}} slot")
-        if template.id in seen:
-            raise CulnigError(f"{source}: template id {template.id!r} occurs twice")
-        seen.add(template.id)
-        templates.append(template)
-    return tuple(templates)
+def _fill(context: str, slot: str, country: str) -> str:
+    """Put a country into its slots, with the article it takes, capitalised where a sentence begins."""
+    name = in_prose(country)
+    opening = rf"(^|[.!?]['\"”’)]*\s+){re.escape(slot)}"
+    context = re.sub(opening, lambda match: match.group(1) + name[0].upper() + name[1:], context)
+    return context.replace(slot, name)
+
+
+def _parse(rows: list[Row], source: str | Path) -> tuple[Template, ...]:
+    require_columns(rows, ("id", "context", "question"), source)
+    if len(rows) < 2:
+        raise CulnigError(f"{source} has a single template; two halves need at least two")
+    templates: dict[str, Template] = {}
+    for row in rows:
+        template = Template(row["id"], row["context"].strip(), row["question"].strip())
+        if not (template.id and template.context and template.question):
+            raise CulnigError(
+                f"{source}: template {template.id!r} has an empty id, context or question; fill it"
+            )
+        if template.id in templates:
+            raise CulnigError(f"{source}: template id {template.id!r} occurs twice; ids must be unique")
+        slots = set(re.findall(r"\{[^{}]*\}", template.context))
+        if COUNTRY not in slots:
+            raise CulnigError(
+                f"{source}: the context of template {template.id!r} has no {COUNTRY} slot; add it"
+            )
+        unknown = slots - {COUNTRY, DUMMY} | set(re.findall(r"\{[^{}]*\}", template.question))
+        if unknown:
+            raise CulnigError(
+                f"{source}: template {template.id!r} has {', '.join(sorted(unknown))}, which nothing fills; "
+                "only a "
+                f"context has slots, {COUNTRY} and {DUMMY}"
+            )
+        templates[template.id] = template
+    return tuple(templates.values())

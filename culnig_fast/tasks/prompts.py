@@ -7,23 +7,35 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from culnig_fast.errors import CulnigError
+
 ANSWER_PREFIX = '{"answer_choice":"'
 """Begins the model's answer, so that the next token is the option's label (CULNIG, section 4)."""
 
 
 def render(tokenizer: Any, message: str, answer_prefix: str = ANSWER_PREFIX) -> str:
-    """The message in the tokenizer's chat template, generation prompt added and thinking off, then the prefix.
+    """The message in the tokenizer's chat template (generation prompt added, thinking off), then the prefix.
 
-    A tokenizer without a template gets the message, a line break and the prefix.
+    A tokenizer without a template gets the message, a line break and the prefix. Special tokens that the
+    template does not write are left to `questions.encode_prompt`.
+
+    Raises:
+        CulnigError: the chat template cannot render a single user message.
     """
     if not getattr(tokenizer, "chat_template", None):
         return f"{message}\n{answer_prefix}"
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # a template that knows no thinking ignores it
+        )
+    except Exception as error:  # a template is a program of its own and can raise anything
+        raise CulnigError(
+            f"the tokenizer's chat template fails on a user message ({type(error).__name__}: {error}); "
+            "repair it, or set tokenizer.chat_template to None for plain text"
+        ) from error
     return f"{text}{answer_prefix}"
 
 
