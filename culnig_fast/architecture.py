@@ -75,6 +75,30 @@ class Architecture:
         """The flat layout of the named modules' neurons."""
         return NeuronLayout(location.site for location in self.select(module_names))
 
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts: classes, dtype, and for each module name its width and where it was found."""
+        sites = []
+        for name in dict.fromkeys(location.site.module_name for location in self.locations):
+            found = [location for location in self.locations if location.site.module_name == name]
+            first = found[0]
+            columns = f"columns {first.columns.start}…{first.columns.stop - 1} of its {first.tensor}"
+            sites.append(
+                {
+                    "module_name": name,
+                    "width": first.site.width,
+                    "total": sum(location.site.width for location in found),
+                    "where": f"{first.module_path}, {columns}",
+                }
+            )
+        return {
+            "model": type(self.model).__name__,
+            "layer_class": type(self.layers[0]).__name__,
+            "layers": len(self.layers),
+            "dtype": str(self.embedding.weight.dtype).removeprefix("torch."),
+            "neurons": self.layout().size,
+            "sites": sites,
+        }
+
 
 def discover(model: Any) -> Architecture:
     """Find every neuron site of a decoder.

@@ -18,6 +18,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.files import atomic_write
 from culnig_fast.last_position import LastPosition, evaluation_mode
 from culnig_fast.questions import Question, encode_questions
+from culnig_fast.statistics import paired_bootstrap
 
 FIELDS = ("id", "group", "answer", "prediction", "correct", "probability")
 
@@ -158,3 +159,28 @@ def evaluate(
         probability=probability,
         unusable=encoded.unusable,
     )
+
+
+def compare(result: Evaluation, other: Evaluation) -> dict[str, float]:
+    """Paired bootstrap of two evaluations of the same questions, in percentage points of accuracy.
+
+    Returns:
+        `difference` (result − other), its 95 % interval `low`, `high`, and the one-sided `p_value` of result < other.
+
+    Raises:
+        CulnigError: they are of different questions.
+    """
+    if set(result.ids) != set(other.ids):
+        raise CulnigError(
+            f"the results are of different questions ({len(result.ids)} and {len(other.ids)}, "
+            f"{len(set(result.ids) & set(other.ids))} in common); evaluate both on the same task and split"
+        )
+    place = {name: row for row, name in enumerate(other.ids)}
+    theirs = other.correct[[place[name] for name in result.ids]]
+    test = paired_bootstrap(result.correct, theirs)
+    return {
+        "difference": 100 * test.difference,
+        "low": 100 * test.low,
+        "high": 100 * test.high,
+        "p_value": test.p_less,
+    }

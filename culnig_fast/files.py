@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,34 @@ def atomic_write(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, renamed to it when the block ends without an error.
+
+    Raises:
+        CulnigError: `path` exists, or it cannot be written.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite=False)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise CulnigError(
+            f"cannot write {path}: {error.strerror} in folder {path.parent}; create it or choose another output path"
+        ) from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        refuse_existing(path, overwrite=False)
+        temporary.rename(path)
+    except OSError as error:
+        raise CulnigError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another output path"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
