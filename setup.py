@@ -8,13 +8,14 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
 MSVC = sys.platform == "win32"
+# Contracted multiply-adds would break the bitwise agreement with the NumPy twin on machines that have them.
+FLAGS = ["/O2", "/fp:precise"] if MSVC else ["-O3", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra"]
 CORE = Pybind11Extension(
     "culnig_fast._selection",
     ["csrc/bindings.cpp"],
     depends=[str(path) for path in sorted(Path("csrc").glob("*.hpp"))],
     cxx_std=17,
-    # Contracted multiply-adds would break the bitwise agreement with the NumPy twin on machines that have them.
-    extra_compile_args=["/O2", "/fp:precise"] if MSVC else ["-O3", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra"],
+    extra_compile_args=FLAGS,
     extra_link_args=[] if MSVC else ["-pthread"],
 )
 

@@ -101,7 +101,9 @@ inline void top_k(Span<const double> values, std::size_t k, std::int64_t* out) {
 
 namespace detail {
 
-constexpr std::size_t kBlock = 1024;  // doubles: the two partial sums of a block stay in the first-level cache
+// Doubles. The two partial sums of a block stay in the second-level cache; a block of 1024 took 1.6 times as long over
+// 2 × 16 rows of 3.2 million, as each row is then read in pieces too short for the hardware to read ahead.
+constexpr std::size_t kBlock = 4096;
 
 inline void sum_rows(const Matrix& table, std::size_t first, std::size_t count, double* sum) {
     std::copy_n(table.row(0) + first, count, sum);

@@ -1,7 +1,7 @@
 """NumPy twin of the C++ core: the same functions, results to the last bit, and messages.
 
-It defines what the core computes. Sums run over groups in row order, divisions and subtractions are single float64
-operations, rankings are those of a stable descending sort.
+It defines what the core computes. Sums run over groups in row order, divisions and subtractions are single
+float64 operations, rankings are those of a stable descending sort.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def top_k(values: np.ndarray, k: int) -> np.ndarray:
-    """Indices, int64 [k], of the k largest of `values` float64 [n]: larger first, lower index first among equals.
+    """Indices, int64 [k], of the k largest of `values` float64 [n], in stable descending order.
 
     Raises:
         TypeError, ValueError: an argument is unfit, or a value is NaN (the message names the first).
@@ -28,7 +28,7 @@ def top_k(values: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-values, kind="stable")[:k].astype(np.int64)
 
 
-def mean_difference(  # noqa: PLR0917 - the core's signature
+def mean_difference(
     table: np.ndarray,
     samples: int,
     control: np.ndarray | None,
@@ -36,7 +36,7 @@ def mean_difference(  # noqa: PLR0917 - the core's signature
     ranges: np.ndarray,
     threads: int = 0,
 ) -> np.ndarray:
-    """Σ rows of `table` / samples − Σ rows of `control` / control_samples at the columns of `ranges`, float64 [n].
+    """Σ rows of `table` / samples − Σ rows of `control` / control_samples at `ranges`, float64 [n].
 
     Args:
         table: float64 [groups, neurons].
@@ -75,14 +75,15 @@ def mean_difference(  # noqa: PLR0917 - the core's signature
 
 
 def z_scores(values: np.ndarray, row: int) -> np.ndarray:
-    """Population z-score of one row within each column of `values` float64 [groups, n]; 0 where a column is constant.
+    """Population z-score, float64 [n], of one row within each column of `values` float64 [groups, n].
 
-    A column is first scaled by a power of two to below 1 (exact; z does not depend on it), so that no square under- or
-    overflows, and its mean is taken from its first value on, so that equal values give exactly themselves as mean and a
-    deviation of exactly 0, which summing them up does not (16 × 0.1).
+    Equal values give z = 0. A column is first scaled by a power of two to below 1 (exact; z does not depend
+    on it), so that no square under- or overflows, and its mean is taken from its first value on, so that
+    equal values have exactly themselves as mean and a deviation of exactly 0, which summing them up does not
+    give (16 × 0.1).
 
     Raises:
-        TypeError, ValueError: an argument is unfit, or a value is not finite (the message names the first column's).
+        TypeError, ValueError: an argument is unfit, or a value is not finite (the message names the first).
     """
     values = _array(values, "values", 2, np.float64)
     _need_rows(values, "values")
