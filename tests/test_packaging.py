@@ -55,10 +55,11 @@ def run_from(wheel: Path, folder: Path, code: str) -> subprocess.CompletedProces
     """Run code that sees the unpacked wheel and neither the source tree nor an editable install of it."""
     site = folder / "site"
     zipfile.ZipFile(wheel).extractall(site)
+    sources = [str(ROOT), str(ROOT / "kernels")]
     setup = (
         "import sys\n"
         "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(finder).lower()]\n"
-        f"sys.path = [{str(site)!r}, *(p for p in sys.path if p not in {[str(ROOT), str(ROOT / 'kernels')]})]\n"
+        f"sys.path = [{str(site)!r}, *(path for path in sys.path if path not in {sources})]\n"
     )
     code = setup + code
     return subprocess.run(
