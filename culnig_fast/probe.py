@@ -97,18 +97,24 @@ class LayerProbe:
         return self._reaches(block, place, after=False) and not self._reaches(block, place, after=True)
 
     def acts_linearly(self, block: Block, entry: Projection, columns: slice) -> bool:
-        """Whether negating these columns negates what the exit reads (and that is not zero)."""
-        plain = self._exit_input(block, {})
-        negated = self._exit_input(block, {entry.path: _edit(columns, lambda value: -value)})
+        """Whether negating these columns negates what the exit reads (and that is not zero).
+
+        The columns are brought to a size at which an activation function bends: near 0 every one of them is linear.
+        """
+        plain = self._exit_input(block, {entry.path: _edit(columns, lambda value: _resized(value, 16.0))})
+        negated = self._exit_input(block, {entry.path: _edit(columns, lambda value: _resized(value, -16.0))})
         size = float(plain.abs().max())
         return size > 0 and float((plain + negated).abs().max()) <= 0.02 * size
 
     def _reaches(self, block: Block, places: list[tuple[Projection, slice]], after: bool) -> bool:
         plain = self._exit_input(block, {})
-        edits = {entry.path: _edit(columns, _disturb) for entry, columns in places}
-        changed = self._exit_input(block, edits)
         where = slice(DISTURBED + 1, None) if after else slice(DISTURBED, DISTURBED + 1)
-        return not torch.equal(plain[where], changed[where])
+        # Both signs: a softmax that is saturated at another token notices only the sign that raises a score.
+        for sign in (1.0, -1.0):
+            edits = {entry.path: _edit(columns, lambda value, s=sign: _disturb(value, s)) for entry, columns in places}
+            if not torch.equal(plain[where], self._exit_input(block, edits)[where]):
+                return True
+        return False
 
     def _exit_input(self, block: Block, edits: dict[str, Callable[[torch.Tensor], torch.Tensor]]) -> torch.Tensor:
         seen: list[torch.Tensor] = []
@@ -178,13 +184,20 @@ def _edit(columns: slice, change: Callable[[torch.Tensor], torch.Tensor]) -> Cal
     return apply
 
 
-def _disturb(value: torch.Tensor) -> torch.Tensor:
-    """Replace the disturbed position by something large and unlike it; 64 × shows in bf16 and stays finite in fp16."""
+def _disturb(value: torch.Tensor, sign: float) -> torch.Tensor:
+    """Add to the disturbed position something unlike it, and so large that a softmax over it must notice."""
     value = value.clone()
-    tokens = value.reshape(TOKENS, -1)
+    tokens = value.view(TOKENS, -1)
     pattern = torch.linspace(-1, 1, tokens.shape[1], device=value.device, dtype=torch.float32)
-    tokens[DISTURBED] += (64 * pattern * tokens.float().abs().amax().clamp(min=1e-2)).to(value.dtype)
+    size = (64 * tokens.float().abs().amax()).clamp(min=1024.0)
+    tokens[DISTURBED] += (sign * size * pattern).to(value.dtype)
     return value
+
+
+def _resized(value: torch.Tensor, size: float) -> torch.Tensor:
+    """The value scaled so that its largest element is |size|, with the sign of `size`."""
+    largest = value.float().abs().amax()
+    return (value.float() * (size / largest.clamp(min=torch.finfo(torch.float32).tiny))).to(value.dtype)
 
 
 def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,0 +1,139 @@
+"""Discovery: what it finds, what it refuses, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import families
+import pytest
+import torch
+from torch import nn
+
+from culnig_fast.architecture import discover
+from culnig_fast.errors import CulnigError
+
+NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", families.LISTED)
+def test_every_site_is_the_projection_of_that_name(family: str, dtype: torch.dtype) -> None:
+    architecture = discover(families.build(family, dtype))
+    fused = family == "phi3"
+    for location in architecture.locations:
+        name = location.site.module_name.rpartition(".")[2]
+        expected = {"act": "down_proj"}.get(name, name)
+        if fused and name in ("q_proj", "k_proj", "v_proj"):
+            expected = "qkv_proj"
+        elif fused and name in ("gate_proj", "up_proj"):
+            expected = "gate_up_proj"
+        assert location.module_path.rpartition(".")[2] == expected
+        assert f".{location.site.layer_idx}." in location.module_path
+    widths = {site.module_name: site.width for site in architecture.layout().sites}
+    head_dim = 16 if family in ("qwen3", "gemma2", "gemma3", "gemma3_multimodal") else 8
+    assert widths == {
+        "self_attn.q_proj": 4 * head_dim,
+        "self_attn.k_proj": 2 * head_dim,
+        "self_attn.v_proj": 2 * head_dim,
+        "mlp.gate_proj": 48,
+        "mlp.up_proj": 48,
+    }
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.02, 3.0])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma2"])
+def test_roles_do_not_depend_on_the_size_of_the_weights(family: str, scale: float) -> None:
+    model = families.build(family)
+    expected = [(x.site, x.module_path, x.columns) for x in discover(model).locations]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "layers" in name:
+                parameter.mul_(scale / 0.3)
+    assert [(x.site, x.module_path, x.columns) for x in discover(model).locations] == expected
+
+
+def test_phi3_slices_follow_one_another() -> None:
+    found = {x.site.module_name: x.columns for x in discover(families.build("phi3")).locations if x.site.layer_idx == 0}
+    assert found["self_attn.q_proj"] == slice(0, 32)
+    assert found["self_attn.k_proj"] == slice(32, 48)
+    assert found["self_attn.v_proj"] == slice(48, 64)
+    assert found["mlp.gate_proj"] == slice(0, 48)
+    assert found["mlp.up_proj"] == slice(48, 96)
+
+
+def test_swapped_names_are_seen_through() -> None:
+    """The module called gate_proj that is used as up projection is up: behaviour decides."""
+    model = families.build("llama")
+    for layer in model.model.layers:
+        layer.mlp.forward = lambda x, mlp=layer.mlp: mlp.down_proj(mlp.act_fn(mlp.up_proj(x)) * mlp.gate_proj(x))
+        layer.self_attn.k_proj, layer.self_attn.v_proj = layer.self_attn.v_proj, layer.self_attn.k_proj
+    paths = {x.site.module_name: x.module_path for x in discover(model).locations if x.site.layer_idx == 0}
+    assert paths["mlp.gate_proj"].endswith("up_proj")
+    assert paths["mlp.up_proj"].endswith("gate_proj")
+    assert paths["self_attn.k_proj"].endswith("k_proj")
+
+
+def test_other_attribute_names_are_found() -> None:
+    paths = [x.module_path for x in discover(families.build("gpt2_conv1d_fused")).locations]
+    assert "transformer.h.0.attn.c_attn" in paths
+    paths = [x.module_path for x in discover(families.build("opt_plain")).locations]
+    assert "model.decoder.layers.1.fc1" in paths
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("gpt_neox_interleaved", ["GPTNeoXLayer", "query_key_value"]),
+        ("qwen2_moe_shared_expert", ["Qwen2MoeDecoderLayer", "experts.gate_up_proj"]),
+        ("mixtral", ["MixtralDecoderLayer", "experts.gate_up_proj"]),
+        ("mamba", ["MambaBlock", "in_proj"]),
+    ],
+)
+def test_what_cannot_be_resolved_is_refused_by_name(family: str, words: list[str]) -> None:
+    with pytest.raises(CulnigError) as caught:
+        discover(families.build(family))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_second_mlp_is_not_left_out_silently() -> None:
+    model = families.build("llama")
+    model.model.layers[1].extra = nn.Linear(32, 32)
+    with pytest.raises(CulnigError, match=r"layer 1 .*extra\.weight \[32, 32\]"):
+        discover(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [("num_attention_heads", 8, "heads"), ("num_key_value_heads", 4, "columns"), ("intermediate_size", 40, "intermediate")],
+)
+def test_a_configuration_that_does_not_match_is_refused(name: str, value: int, word: str) -> None:
+    model = families.build("llama")
+    setattr(model.config, name, value)
+    with pytest.raises(CulnigError, match=word):
+        discover(model)
+
+
+def test_not_a_decoder() -> None:
+    with pytest.raises(CulnigError, match="AutoModelForCausalLM"):
+        discover(nn.Linear(2, 2))
+    with pytest.raises(CulnigError, match="output embedding"):
+        discover(families.build("llama").model)
+
+
+def test_sites_that_are_not_there_are_named() -> None:
+    architecture = discover(families.build("nemotron_plain"))
+    with pytest.raises(CulnigError, match=r"mlp\.gate_proj"):
+        architecture.select(["mlp.gate_proj"])
+    assert "mlp.gate_proj" not in architecture.layout().module_names
+    with pytest.raises(CulnigError, match="mlp.nothing"):
+        architecture.select(["mlp.nothing"])
+
+
+def test_discovery_changes_nothing() -> None:
+    model = families.build("gemma3").train()
+    model.model.layers[0].eval()
+    flags = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    discover(model)
+    assert [module.training for module in model.modules()] == flags
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
