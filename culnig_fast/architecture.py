@@ -186,6 +186,12 @@ def _roles(probe: LayerProbe, config: Any, layer_idx: int) -> _Roles:
     blocks, loose = probe.blocks()
     problem = f"layer {layer_idx} ({type(probe.layer).__name__})"
     found = "; ".join([block.describe() for block in blocks] + [f"{p.path} alone" for p in loose]) or "no projection"
+    broken = [block for block in blocks if not probe.is_finite(block)]
+    if broken:
+        raise CulnigError(
+            f"{problem}: activations at {broken[0].exit.path} are NaN or infinite; "
+            "the checkpoint's weights are damaged, or its dtype overflows: try bfloat16 or float32"
+        )
     attention = [block for block in blocks if probe.mixes_tokens(block)]
     mlps = [block for block in blocks if block not in attention]
     if len(attention) != 1 or len(mlps) != 1 or loose:
@@ -215,10 +221,11 @@ def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str)
     parts = _slices(block.entries, widths, problem, "queries, keys, values", block)
     named: dict[str, tuple[Projection, slice]] = {}
     for entry, columns in parts:
-        if probe.acts_locally(block, entry, columns):
-            name = "self_attn.q_proj"
-        elif probe.acts_linearly(block, entry, columns):
+        # Linearity first: under a saturated softmax a value may reach no later token, and would pass for a query.
+        if probe.acts_linearly(block, entry, columns):
             name = "self_attn.v_proj"
+        elif probe.acts_locally(block, entry, columns):
+            name = "self_attn.q_proj"
         else:
             name = "self_attn.k_proj"
         if name in named:

@@ -86,6 +86,10 @@ class LayerProbe:
             position = end + 1
         return blocks, loose
 
+    def is_finite(self, block: Block) -> bool:
+        """Whether what the block's exit reads is free of NaN and infinities; no verdict holds where it is not."""
+        return bool(self._exit_input(block, {}).isfinite().all())
+
     def mixes_tokens(self, block: Block) -> bool:
         """Whether disturbing the block's entries at one position reaches the exit at a later one."""
         whole = [(entry, slice(0, entry.outputs)) for entry in block.entries]

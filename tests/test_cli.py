@@ -1,0 +1,184 @@
+"""The command line on a tiny checkpoint: every subcommand, refusals, exit codes, and a light start."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+from transformers import AutoModelForCausalLM
+from wordlevel import make_questions, make_tokenizer
+
+import culnig_fast as cf
+from culnig_fast import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, questions, and score tables made by the command itself."""
+    path = tmp_path_factory.mktemp("cli")
+    families.build("llama").save_pretrained(path / "model")
+    make_tokenizer().save_pretrained(path / "model")
+    with (path / "questions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "group", "prompt", "answer"])
+        groups = ("Spain", "Mexico", "US")
+        for i, question in enumerate(make_questions(9)):
+            writer.writerow([question.id, groups[i % 3], question.prompt, question.answer])
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    """Run a command in this process with --json; returns what it printed."""
+    code = invoke(*arguments, "--json")
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    return json.loads(output.out)
+
+
+def invoke(*arguments: object) -> int:
+    old, sys.argv = sys.argv, ["culnig-fast", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = old
+    return 0
+
+
+def scores(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> Path:
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all")
+        run(capsys, "score", folder / "model", *data, "--out", path, "--quiet", "--device", "cpu")
+    return path
+
+
+def test_the_whole_chain(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    neur, control, crc = (scores(folder, name, capsys) for name in ("neur", "control", "crc"))
+    table = cf.ScoreTable.load(neur)
+    assert table.n_samples == 9
+    assert table.metadata["task"] == "plain"
+    tables = (neur, "--control", control, "--surface", crc)
+    shares = ("--surface-share", 0)
+    general = run(capsys, "select", "general", *tables, "--mlp-share", 0.1, *shares, "--out", folder / "general.json")
+    assert general["neurons"] == 9
+    chosen = cf.NeuronSet.load(folder / "general.json")
+    assert chosen == cf.select_general(table, table, table, mlp_share=0.1, surface_share=0)
+    run(capsys, "select", "specific", *tables, "--country", "US", *shares, "--share", 0.1,
+        "--min-z", -10, "--out", folder / "usa.json")  # fmt: skip
+    assert len(cf.NeuronSet.load(folder / "usa.json")) == 22
+    run(capsys, "select", "random", neur, "--like", folder / "general.json", "--out", folder / "random.json")
+    assert len(cf.NeuronSet.load(folder / "random.json")) == 9
+    data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all", "--quiet", "--device", "cpu")
+    run(capsys, "evaluate", folder / "model", *data, "--out", folder / "plain.jsonl")
+    suppressed = run(capsys, "evaluate", folder / "model", *data, "--neurons", folder / "general.json",
+                     "--against", folder / "plain.jsonl", "--out", folder / "suppressed.jsonl")  # fmt: skip
+    assert suppressed["questions"] == 9
+    assert suppressed["neurons"] == 9
+    assert set(suppressed["groups"]) == {"Spain", "Mexico", "US"}
+    assert set(suppressed["against"]) == {"difference", "low", "high", "p_value"}
+    run(capsys, "bake", folder / "model", "--neurons", folder / "general.json", "--out", folder / "baked")
+    reloaded = AutoModelForCausalLM.from_pretrained(folder / "baked")
+    for neuron in chosen:
+        module = reloaded.model.layers[neuron.layer_idx].get_submodule(neuron.module_name)
+        assert not module.weight[neuron.neuron_idx].any()
+    baked = run(capsys, "evaluate", folder / "baked", *data)
+    assert baked["accuracy"] == suppressed["accuracy"]
+
+
+def test_info_names_sites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(capsys, "info", folder / "model")
+    assert found["layer_class"] == "LlamaDecoderLayer"
+    assert found["neurons"] == 320
+    assert [site["total"] for site in found["sites"]] == [64, 32, 32, 96, 96, 96]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("score", "nowhere/at/all", "--out", "x.safetensors"), "no checkpoint folder"),
+        (("score", "{model}", "--task", "plain", "--data", "no.csv", "--split", "all", "--out", "x.st"), "no.csv"),
+        (("score", "{model}", "--task", "nothing", "--out", "x.st"), "unknown task"),
+        (("score", "{model}", "--task", "plain", "--data", "{data}", "--split", "neur", "--out", "x.st"), "no split"),
+        (("score", "{model}", "--device", "tpu9", "--out", "x.st"), "tpu9"),
+        (("score", "{model}", "--dtype", "int3", "--out", "x.st"), "int3"),
+        (("score", "{model}", "--task", "plain", "--data", "{data}", "--split", "all", "--site", "mlp.x", "--out",
+          "x.st"), "mlp.x"),
+        (("score", "{broken}", "--out", "x.st"), "cannot load"),
+        (("select", "random", "{data}", "--count", 1, "--out", "x.json"), "questions.csv"),
+        (("evaluate", "{model}", "--task", "plain", "--data", "{data}", "--split", "all", "--neurons", "{data}"),
+         "not a JSON file"),
+        (("info", "{data}"), "cannot load"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_exit_code_1(
+    arguments: tuple[object, ...], words: str, folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in (folder / "model").iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    monkeypatch.chdir(tmp_path)
+    names = {"model": folder / "model", "data": folder / "questions.csv", "broken": broken}
+    given = [argument.format(**names) if isinstance(argument, str) else argument for argument in arguments]
+    assert invoke(*given) == 1
+    output = capsys.readouterr()
+    message = output.err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert words in message
+    assert "Traceback" not in output.err
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_an_existing_output_is_refused_before_any_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("score", "evaluate"):
+        assert invoke(command, "nowhere/at/all", "--out", folder / "questions.csv") == 1
+        assert "exists already" in capsys.readouterr().err
+
+
+def test_a_model_with_nan_weights_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = families.build("llama")
+    model.model.layers[0].mlp.up_proj.weight.data[3, 3] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all", "--quiet", "--device", "cpu")
+    assert invoke("score", tmp_path / "model", *data, "--out", tmp_path / "x.safetensors") == 1
+    assert "NaN" in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_help_comes_up_without_torch() -> None:
+    code = (
+        "import sys, runpy\nsys.argv = ['culnig-fast', 'score', '--help']\n"
+        "try:\n    runpy.run_module('culnig_fast.cli', run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'pandas') if name in sys.modules])\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Example: culnig-fast score" in done.stdout
+    assert done.stdout.rstrip().endswith("[]")
+    assert time.perf_counter() - start < 30, "help took half a minute; something heavy is imported"
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, culnig_fast; print('torch' in sys.modules, sorted(culnig_fast.__all__)[0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "Architecture"]
+    for name in cf.__all__:
+        assert getattr(cf, name) is not None
+    with pytest.raises(AttributeError):
+        cf.nothing  # noqa: B018

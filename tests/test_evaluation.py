@@ -1,0 +1,103 @@
+"""Evaluation against one question at a time, its files, and comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import families
+import numpy as np
+import pytest
+import torch
+from wordlevel import make_questions, make_tokenizer
+
+import culnig_fast as cf
+from culnig_fast.evaluation import Evaluation, compare
+
+TOKENIZER = make_tokenizer()
+QUESTIONS = make_questions(12)
+
+
+def a_result(correct: list[bool], ids: list[str] | None = None) -> Evaluation:
+    n = len(correct)
+    ids = [f"q{i}" for i in range(n)] if ids is None else ids
+    groups = tuple("ab"[i % 2] for i in range(n))
+    predictions = tuple("A" if right else "B" for right in correct)
+    return Evaluation(tuple(ids), groups, ("A",) * n, predictions, np.array(correct), np.full(n, 0.5))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_multimodal"])
+def test_predictions_equal_one_at_a_time(family: str) -> None:
+    model = families.build(family).train()
+    result = cf.evaluate(model, TOKENIZER, QUESTIONS, batch_tokens=30, progress=False)
+    assert model.training
+    assert all(not module._forward_pre_hooks for module in model.modules())
+    model.eval()
+    for row, question in enumerate(QUESTIONS):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([TOKENIZER(question.prompt)["input_ids"]])).logits[0, -1]
+        assert result.predictions[row] == TOKENIZER.decode([int(logits.argmax())])
+        gold = torch.softmax(logits, 0)[TOKENIZER.convert_tokens_to_ids(question.answer)]
+        assert result.probability[row] == pytest.approx(float(gold), rel=1e-5)
+        assert result.correct[row] == (result.predictions[row] == question.answer)
+    assert result.ids == tuple(question.id for question in QUESTIONS)
+
+
+def test_accuracy_by_group() -> None:
+    result = a_result([True, False, True, True, False])
+    assert result.accuracy == 0.6
+    assert result.by_group() == {"a": 2 / 3, "b": 0.5}
+    assert result.where(["q1", "q3"]).accuracy == 0.5
+    with pytest.raises(cf.CulnigError):
+        result.where(["nobody"])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_results_survive_their_file(suffix: str, tmp_path: Path) -> None:
+    result = a_result([True, False], ["ü", 'a "quoted", id'])
+    path = tmp_path / f"results{suffix}"
+    result.save(path)
+    if suffix == ".jsonl":
+        again = Evaluation.load(path)
+        assert again.ids == result.ids
+        assert again.correct.tolist() == [True, False]
+        assert again.probability.tolist() == [0.5, 0.5]
+    else:
+        assert path.read_text(encoding="utf-8").splitlines()[2] == '"a ""quoted"", id",b,A,B,False,0.5'
+    with pytest.raises(cf.CulnigError, match="exists"):
+        result.save(path)
+    with pytest.raises(cf.CulnigError, match=r"\.jsonl"):
+        result.save(tmp_path / "results.txt")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"id": "a"}'])
+def test_broken_results_are_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(text)
+    with pytest.raises(cf.CulnigError, match=r"results\.jsonl"):
+        Evaluation.load(path)
+
+
+def test_comparison_pairs_by_id_not_by_order() -> None:
+    worse = a_result([False] * 30 + [True] * 70)
+    better = a_result([True] * 100)
+    shuffled = a_result([True] * 100, [f"q{i}" for i in reversed(range(100))])
+    found = compare(worse, better)
+    assert found["difference"] == pytest.approx(-30)
+    assert found["p_value"] < 0.001
+    assert compare(worse, shuffled) == found
+    mixed = a_result([True] * 70 + [False] * 30, [f"q{i}" for i in reversed(range(100))])
+    assert compare(worse, mixed)["difference"] == 0
+    with pytest.raises(cf.CulnigError, match="different questions"):
+        compare(worse, a_result([True]))
+
+
+def test_a_predicted_label_counts_as_text() -> None:
+    """The answer `A` is right when the decoded prediction reads A, whichever vocabulary entry that is."""
+    model = families.build("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[TOKENIZER.convert_tokens_to_ids("C")] = 0.0
+        model.model.norm.weight.zero_()
+    result = cf.evaluate(model, TOKENIZER, QUESTIONS, progress=False)
+    assert set(result.predictions) == {TOKENIZER.decode([0])}
+    assert result.accuracy == 0

@@ -1,0 +1,105 @@
+"""Whole files or none: existing output, missing folders, full disks, killed processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from culnig_fast.errors import CulnigError
+from culnig_fast.files import atomic_folder, atomic_write, read_json, write_json, write_text
+
+
+def test_an_error_inside_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_write(path, overwrite=True) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CulnigError, match="absent"):
+        write_text(tmp_path / "absent" / "out.txt", "x")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.txt"
+    write_text(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CulnigError, match=r"No space left.*free some space"):
+        write_text(path, "new", overwrite=True)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_truly_full_device_is_one_sentence(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    code = (
+        "import culnig_fast.files as f\n"
+        "try:\n"
+        "    with f.atomic_write('x.txt'), open('/dev/full', 'w') as file:\n"
+        "        file.write('y')\n"
+        "except f.CulnigError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "cannot write x.txt: No space left on device" in done.stdout
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    write_text(path, "old")
+    code = (
+        "import os, signal, sys\nfrom culnig_fast.files import atomic_write\n"
+        "with atomic_write(sys.argv[1], overwrite=True) as temporary:\n"
+        "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        write_text(tmp_path / "out.txt", "x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "out.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_json_round_trip_and_refusals(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"ü": [1, 2.5]})
+    assert read_json(path) == {"ü": [1, 2.5]}
+    path.write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_json(path) == [1]
+    for bad in (b"{", b"\xff\xfe", b"[" * 100_000):
+        path.write_bytes(bad)
+        with pytest.raises(CulnigError, match=r"x\.json"):
+            read_json(path)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    with pytest.raises(RuntimeError), atomic_folder(out) as temporary:
+        (temporary / "a").write_text("x")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with atomic_folder(out) as temporary:
+        (temporary / "a").write_text("x")
+    assert (out / "a").read_text() == "x"
+    with pytest.raises(CulnigError, match="exists already"), atomic_folder(out):
+        pass

@@ -1,0 +1,112 @@
+"""Score tables and their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from culnig_fast.errors import CulnigError
+from culnig_fast.neurons import NeuronLayout, NeuronSite
+from culnig_fast.scores import ScoreTable, check_same_layout
+
+LAYOUT = NeuronLayout([NeuronSite("mlp.gate_proj", 0, 3), NeuronSite("mlp.gate_proj", 1, 4)])
+
+
+def make_table(**changes: object) -> ScoreTable:
+    fields = {
+        "totals": np.random.default_rng(0).standard_normal((2, 7)),
+        "groups": ("Spain", "Türkiye"),
+        "counts": np.array([3, 5]),
+        "probability": np.array([1.5, 2.5]),
+        "ids": ("a", "ü", 'quote"'),
+        "layout": LAYOUT,
+        "metadata": {"model": "x", "list": [1, None]},
+    }
+    return ScoreTable(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_table_survives_its_file_to_the_bit(tmp_path: Path) -> None:
+    table = make_table()
+    path = tmp_path / "scores.safetensors"
+    table.save(path)
+    again = ScoreTable.load(path)
+    assert np.array_equal(again.totals, table.totals)
+    assert isinstance(again.totals, np.memmap)
+    assert not again.totals.flags.writeable
+    assert again.counts.tolist() == [3, 5]
+    assert again.probability.tolist() == [1.5, 2.5]
+    assert (again.groups, again.ids, again.layout) == (table.groups, table.ids, table.layout)
+    assert again.metadata == table.metadata
+    assert again.n_samples == 8
+    assert np.array_equal(again.row("Türkiye"), table.totals[1])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_existing_file_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    make_table().save(path)
+    before = path.read_bytes()
+    with pytest.raises(CulnigError, match="exists already"):
+        make_table(totals=np.zeros((2, 7))).save(path)
+    assert path.read_bytes() == before
+    make_table(totals=np.zeros((2, 7))).save(path, overwrite=True)
+    assert not ScoreTable.load(path).totals.any()
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -60, -1])
+def test_a_cut_off_file_is_refused(keep: int, tmp_path: Path) -> None:
+    path = tmp_path / "cut.safetensors"
+    make_table().save(path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CulnigError, match=r"cut\.safetensors"):
+        ScoreTable.load(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CulnigError, match="nothing"):
+        ScoreTable.load(tmp_path / "nothing.safetensors")
+    other = tmp_path / "other.safetensors"
+    save_file({"x": np.zeros(3)}, other)
+    with pytest.raises(CulnigError, match="not a score table"):
+        ScoreTable.load(other)
+    header = {"format": "culnig_fast.scores/1", "groups": '["a"]', "ids": "[]", "metadata": "{}"}
+    for layout, tensors in (
+        ("{}", {"totals": np.zeros((1, 7))}),
+        ('{"sites": [["mlp.gate_proj", 0, 7]]}', {"totals": np.zeros((1, 7))}),
+        (
+            '{"sites": [["mlp.gate_proj", 0, 6]]}',
+            {"totals": np.zeros((1, 7)), "counts": np.zeros(1, np.int64), "probability": np.zeros(1)},
+        ),
+        (
+            '{"sites": [["mlp.gate_proj", 0, 7]]}',
+            {"totals": np.zeros((1, 7), np.float32), "counts": np.zeros(1, np.int64), "probability": np.zeros(1)},
+        ),
+    ):
+        save_file(tensors, other, metadata={**header, "layout": layout})
+        with pytest.raises(CulnigError, match="damaged"):
+            ScoreTable.load(other)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    for changes in (
+        {"totals": np.zeros((2, 6))},
+        {"totals": np.zeros((2, 7), np.float32)},
+        {"counts": np.zeros(3, np.int64)},
+        {"groups": ("a", "a")},
+    ):
+        with pytest.raises(CulnigError):
+            make_table(**changes)
+
+
+def test_an_unknown_group_lists_the_known() -> None:
+    with pytest.raises(CulnigError, match="Spain, Türkiye"):
+        make_table().row("Peru")
+
+
+def test_different_layouts_are_named() -> None:
+    other = NeuronLayout([NeuronSite("mlp.gate_proj", 0, 3), NeuronSite("mlp.up_proj", 1, 4)])
+    with pytest.raises(CulnigError, match=r"neur and control.*mlp\.up_proj in layer 1"):
+        check_same_layout([("neur", make_table()), ("control", make_table(layout=other))])
