@@ -30,7 +30,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.questions import Question, check_unique_ids
 
 SPLITS = ("all", "neur", "control", "test")
-"""neur: neurons are found on it; control: neur without what is asked; test: for evaluation; all: both halves."""
+"""neur finds neurons, control is neur without what is asked, test is for evaluation, all is neur and test."""
 
 
 class Task(ABC):
