@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import contextlib
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +16,12 @@ from tqdm.auto import tqdm
 
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
+from culnig_fast.checkpoint import Checkpoint, Progress
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.scores import ScoreTable
+from culnig_fast.version import __version__
 
 
 def attribute(
@@ -32,6 +38,8 @@ def attribute(
     reduction: str = "max",
     backend: str = "auto",
     on_unusable: str = "error",
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
     progress: bool = True,
 ) -> ScoreTable:
     """Score every neuron on a dataset: Σ_q P_q · max_i n·∂P_q/∂n, per group (CULNIG, sections 2 and 3).
@@ -53,11 +61,14 @@ def attribute(
         backend: see `backend.resolve`.
         on_unusable: `error` or `skip` for a question whose answer is not one token of the vocabulary; skipped ones
             are counted and named in the metadata.
+        checkpoint: a file for progress, written every `checkpoint_seconds` and on an interrupt, and removed at the
+            end. A later call with the same model, questions and options continues from it, with the same result to
+            the last bit.
         progress: show a progress bar on standard error.
 
     Raises:
         CulnigError: no questions, a repeated id, an answer that is not one token, an unresolved architecture,
-            non-finite scores, or an unknown option.
+            non-finite scores, an unknown option, or a checkpoint of another run.
     """
     questions = list(questions)
     encoded = encode_questions(tokenizer, questions, on_unusable)
@@ -69,18 +80,26 @@ def attribute(
     )
     device = attributor.architecture.embedding.weight.device
     batch_tokens = default_batch_tokens(device) if batch_tokens is None else batch_tokens
-    probabilities = _run(
-        attributor,
-        encoded.token_ids,
-        encoded.answers,
-        group_of,
-        plan_batches([len(tokens) for tokens in encoded.token_ids], batch_tokens, batch_size),
-        clamp=control and clamp_control,
-        progress=progress,
-    )
+    batches = plan_batches([len(tokens) for tokens in encoded.token_ids], batch_tokens, batch_size)
+    clamp = control and clamp_control
+    saved = None
+    if checkpoint is not None:
+        options = {"clamp": clamp, "padding": padding, "reduction": reduction, "batches": [len(b) for b in batches]}
+        run = {
+            "model": _fingerprint(attributor),
+            "layout": attributor.layout.to_dict(),
+            "questions": [encoded.token_ids, encoded.answers, group_of.tolist(), groups],
+            "options": options,
+            "version": __version__,
+        }
+        saved = Checkpoint(checkpoint, run, checkpoint_seconds)
+    samples = _Samples(encoded.token_ids, torch.tensor(encoded.answers), torch.from_numpy(group_of), batches)
+    probabilities = _run(attributor, samples, clamp, saved, progress)
     _check_probabilities(probabilities, kept)
     totals = attributor.totals.cpu().numpy()
     check_finite(totals, attributor.layout)
+    if saved is not None:
+        saved.remove()
     return ScoreTable(
         totals=totals,
         groups=groups,
@@ -107,33 +126,78 @@ def attribute(
     )
 
 
+class _Samples(NamedTuple):
+    """The samples of a run and the batches that they are scored in."""
+
+    token_ids: Sequence[Sequence[int]]
+    answers: torch.Tensor
+    groups: torch.Tensor
+    batches: Sequence[np.ndarray]
+
+
 def _run(
-    attributor: Attributor,
-    token_ids: Sequence[Sequence[int]],
-    answers: Sequence[int],
-    group_of: np.ndarray,
-    batches: Sequence[np.ndarray],
-    clamp: bool,
-    progress: bool,
+    attributor: Attributor, samples: _Samples, clamp: bool, checkpoint: Checkpoint | None, progress: bool
 ) -> np.ndarray:
-    """Score all batches; returns P of each sample, float64 [samples]."""
+    """Score all batches that are not done yet; returns P of each sample, float64 [samples]."""
     device = attributor.architecture.embedding.weight.device
-    answer_ids, group_ids = torch.tensor(answers), torch.from_numpy(group_of)
+    earlier = checkpoint.load() if checkpoint is not None else None
+    done = 0
     seen: list[torch.Tensor] = []
-    bar = tqdm(total=len(token_ids), unit="question", desc="scoring", disable=not progress, smoothing=0.1)
+    if earlier is not None:
+        done, seen = earlier.batches, [torch.from_numpy(earlier.probability).to(device)]
+        attributor.restore(torch.from_numpy(earlier.totals))
+    initial = sum(len(index) for index in samples.batches[:done])
+    total = len(samples.token_ids)
+    bar = tqdm(total=total, initial=initial, unit="question", desc="scoring", disable=not progress, smoothing=0.1)
     with attributor, bar:
-        for index in batches:
-            batch = make_batch(token_ids, index, device)
-            logits = attributor.forward(batch.input_ids, batch.lengths)
-            gold = answer_ids[index].to(logits.device)
-            log_p = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])[:, 0]
-            p = log_p.detach().double().exp()
-            attributor.backward(log_p, weight=p * p, group=group_ids[index], clamp_below_zero=clamp)
-            seen.append(p)
-            bar.update(len(index))
-    probabilities = np.empty(len(token_ids))
-    probabilities[np.concatenate(batches)] = torch.cat(seen).cpu().numpy()
+        try:
+            for index in samples.batches[done:]:
+                batch = make_batch(samples.token_ids, index, device)
+                logits = attributor.forward(batch.input_ids, batch.lengths)
+                gold = samples.answers[index].to(logits.device)
+                log_p = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])[:, 0]
+                p = log_p.detach().double().exp()
+                with _uninterrupted():
+                    attributor.backward(log_p, weight=p * p, group=samples.groups[index], clamp_below_zero=clamp)
+                    seen.append(p)
+                    done += 1
+                bar.update(len(index))
+                if checkpoint is not None and checkpoint.due():
+                    checkpoint.save(_progress(attributor, done, seen))
+        except KeyboardInterrupt:
+            if checkpoint is not None and done:
+                checkpoint.save(_progress(attributor, done, seen))
+            raise
+    probabilities = np.empty(total)
+    probabilities[np.concatenate(samples.batches)] = torch.cat(seen).cpu().numpy()
     return probabilities
+
+
+def _progress(attributor: Attributor, done: int, seen: Sequence[torch.Tensor]) -> Progress:
+    return Progress(done, attributor.totals.cpu().numpy(), torch.cat(list(seen)).cpu().numpy())
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold SIGINT back inside the block: a batch is added to the totals whole or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    earlier = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def _fingerprint(attributor: Attributor) -> list[Any]:
+    """What tells one model from another without reading all its weights."""
+    model = attributor.architecture.model
+    sums = [float(location.module.weight.detach()[:8].double().sum()) for location in attributor.locations]
+    return [type(model).__name__, model.config.to_json_string(), str(model.dtype), sums]
 
 
 def _check_probabilities(probabilities: np.ndarray, questions: Sequence[Question]) -> None:

@@ -168,6 +168,17 @@ class Attributor:
         parts = [self._totals_of(location) for location in self.locations]
         return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
 
+    def restore(self, totals: torch.Tensor) -> None:
+        """Start from earlier totals, float64 [n_groups, neurons]; CulnigError when the shape does not fit."""
+        if totals.shape != (self.n_groups, self.layout.size) or totals.dtype != torch.float64:
+            raise CulnigError(
+                f"totals to restore are {totals.dtype} {list(totals.shape)}, but float64 "
+                f"[{self.n_groups}, {self.layout.size}] are needed"
+            )
+        for location in self.locations:
+            where = self.layout.slice(location.site.module_name, location.site.layer_idx)
+            self._totals_of(location).copy_(totals[:, where])
+
     def _totals_of(self, location: SiteLocation) -> torch.Tensor:
         if location.site not in self._totals:
             device = next(location.module.parameters()).device

@@ -66,12 +66,16 @@ def score(
     device: Device = None,
     dtype: Dtype = "auto",
     skip_unusable: SkipUnusable = False,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Least time between two checkpoints.")] = 60.0,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score every neuron of a model on a benchmark."""
+    """Score every neuron of a model on a benchmark.
+
+    Progress is kept beside the output every minute and on an interrupt; the same command continues from there.
+    """
     refuse_existing(out, overwrite)
     loaded, tokenizer = _load(model, dtype, device, trust_remote_code)
     from culnig_fast.attribution import attribute
@@ -89,6 +93,8 @@ def score(
         padding=padding,
         reduction=reduction,
         on_unusable="skip" if skip_unusable else "error",
+        checkpoint=out.with_name(f"{out.name}.partial"),
+        checkpoint_seconds=checkpoint_seconds,
         progress=not quiet,
     )
     table.metadata.update({"task": task, "split": split})
@@ -361,7 +367,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; nothing was overwritten", file=sys.stderr)
+        print("interrupted; the same command continues where it can, and nothing was overwritten", file=sys.stderr)
         sys.exit(130)
 
 

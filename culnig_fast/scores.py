@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import atomic_write
 from culnig_fast.neurons import NeuronLayout
+from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
 
 FORMAT = "culnig_fast.scores/1"
 
@@ -85,11 +83,7 @@ class ScoreTable:
         Raises:
             CulnigError: the file exists and `overwrite` is false, or it cannot be written.
         """
-        tensors = {
-            "totals": np.ascontiguousarray(self.totals),
-            "counts": self.counts,
-            "probability": self.probability,
-        }
+        tensors = {"totals": self.totals, "counts": self.counts, "probability": self.probability}
         header = {
             "format": FORMAT,
             "groups": json.dumps(self.groups, ensure_ascii=False),
@@ -97,11 +91,7 @@ class ScoreTable:
             "layout": json.dumps(self.layout.to_dict()),
             "metadata": json.dumps(self.metadata, ensure_ascii=False, sort_keys=True),
         }
-        with atomic_write(path, overwrite) as temporary:
-            try:
-                save_file(tensors, temporary, metadata=header)
-            except SafetensorError as error:
-                raise CulnigError(f"cannot write {path}: {error}; free some space or choose another path") from error
+        save_tensors(path, tensors, header, overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreTable:
@@ -111,14 +101,14 @@ class ScoreTable:
             CulnigError: the file is missing, cut off, not safetensors, or not a score table.
         """
         path = Path(path)
-        header = _read_header(path)
+        header = read_metadata(path)
         if header.get("format") != FORMAT:
             raise CulnigError(f"{path} is not a score table ({FORMAT}); write one with `culnig-fast score`")
         try:
             layout = NeuronLayout.from_dict(json.loads(header["layout"]))
             groups, ids = json.loads(header["groups"]), json.loads(header["ids"])
             metadata = json.loads(header["metadata"])
-            tensors = {name: _memory_map(path, name) for name in ("totals", "counts", "probability")}
+            tensors = {name: map_tensor(path, name) for name in ("totals", "counts", "probability")}
             return cls(
                 tensors["totals"],
                 tuple(groups),
@@ -145,25 +135,3 @@ def check_same_layout(tables: Sequence[tuple[str, ScoreTable]]) -> None:
                 f"the {first_name} and {name} scores are of different neurons ({difference}); "
                 "score both with the same model and sites"
             )
-
-
-def _read_header(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="np") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise CulnigError(f"cannot read scores from {path} ({error}); is it a whole safetensors file?") from error
-
-
-def _memory_map(path: Path, name: str) -> np.ndarray:
-    """Map one tensor without reading it; safetensors' own reader for NumPy copies, and has checked the offsets."""
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(header_bytes))[name]
-    dtypes = {"F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
-    if entry["dtype"] not in dtypes:
-        raise CulnigError(f"tensor {name} has type {entry['dtype']}")
-    if 0 in entry["shape"]:
-        return np.zeros(entry["shape"], dtypes[entry["dtype"]])
-    offset = 8 + header_bytes + entry["data_offsets"][0]
-    return np.memmap(path, dtypes[entry["dtype"]], mode="r", offset=offset, shape=tuple(entry["shape"]))

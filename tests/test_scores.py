@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout, NeuronSite
@@ -110,3 +110,13 @@ def test_different_layouts_are_named() -> None:
     other = NeuronLayout([NeuronSite("mlp.gate_proj", 0, 3), NeuronSite("mlp.up_proj", 1, 4)])
     with pytest.raises(CulnigError, match=r"neur and control.*mlp\.up_proj in layer 1"):
         check_same_layout([("neur", make_table()), ("control", make_table(layout=other))])
+
+
+def test_equal_tables_are_equal_files_that_the_library_reads(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for path in paths:
+        make_table().save(path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    read = load_file(paths[0])
+    assert np.array_equal(read["totals"], make_table().totals)
+    assert read["counts"].tolist() == [3, 5]

@@ -1,0 +1,122 @@
+"""Interrupted and continued, the result is the same to the last bit; another run's checkpoint is refused."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+from wordlevel import make_questions, make_tokenizer
+
+import culnig_fast as cf
+
+TOKENIZER = make_tokenizer()
+QUESTIONS = make_questions(20)
+OPTIONS: dict[str, Any] = {"batch_tokens": 12, "progress": False, "checkpoint_seconds": 0.0}
+
+
+class _StopError(Exception):
+    pass
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int, error: type[BaseException]) -> None:
+    """Make the forward pass of a later batch raise."""
+    from culnig_fast.attributor import Attributor
+
+    original, calls = Attributor.forward, [0]
+
+    def forward(self: Any, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > batches:
+            raise error
+        return original(self, *args)
+
+    monkeypatch.setattr(Attributor, "forward", forward)
+
+
+@pytest.mark.parametrize("error", [_StopError, KeyboardInterrupt])
+@pytest.mark.parametrize("batches", [1, 3, 6])
+def test_continued_bits_equal_undisturbed(
+    batches: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = families.build("llama")
+    whole = cf.attribute(model, TOKENIZER, QUESTIONS, **OPTIONS)
+    path = tmp_path / "run.partial"
+    with monkeypatch.context() as patch, pytest.raises(error):
+        stop_after(patch, batches, error)
+        cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
+    assert path.exists()
+    with monkeypatch.context() as patch:
+        counted = []
+        from culnig_fast.attributor import Attributor
+
+        original = Attributor.forward
+        patch.setattr(Attributor, "forward", lambda self, *args: (counted.append(1), original(self, *args))[1])
+        continued = cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
+    from culnig_fast.batching import plan_batches
+
+    planned = len(plan_batches([len(TOKENIZER(q.prompt)["input_ids"]) for q in QUESTIONS], 12))
+    assert len(counted) == planned - batches
+    assert np.array_equal(continued.totals, whole.totals)
+    assert np.array_equal(continued.probability, whole.probability)
+    assert not path.exists()
+
+
+def test_another_runs_checkpoint_is_refused_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.build("llama")
+    path = tmp_path / "run.partial"
+    with monkeypatch.context() as patch, pytest.raises(_StopError):
+        stop_after(patch, 2, _StopError)
+        cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
+    before = path.read_bytes()
+    for changes, word in (
+        ({"reduction": "sum"}, "options"),
+        ({"sites": ("mlp.gate_proj",)}, "layout"),
+        ({"questions": QUESTIONS[:-1]}, "questions"),
+        ({"model": families.build("llama", seed=1)}, "model"),
+    ):
+        given: dict[str, Any] = {"model": model, "questions": QUESTIONS, **OPTIONS, **changes}
+        with pytest.raises(cf.CulnigError, match=rf"another run.*{word}"):
+            cf.attribute(given.pop("model"), TOKENIZER, given.pop("questions"), checkpoint=path, **given)
+    assert path.read_bytes() == before
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(cf.CulnigError, match="damaged checkpoint"):
+        cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
+
+
+def test_sigint_and_sigkill_of_the_command_lose_nothing(tmp_path: Path) -> None:
+    """The command is stopped twice at whatever point it has reached, and then left alone."""
+    families.build("llama").save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    lines = ["id,group,prompt,answer"]
+    lines += [f"{q.id},{q.group},{q.prompt},{q.answer}" for q in make_questions(800)]
+    (tmp_path / "q.csv").write_text("\n".join(lines))
+    command = [
+        *(sys.executable, "-m", "culnig_fast.cli", "score", "model", "--task", "plain", "--data", "q.csv"),
+        *("--split", "all", "--quiet", "--device", "cpu", "--batch-tokens", "9"),
+    ]
+    subprocess.run([*command, "--out", "whole.safetensors"], cwd=tmp_path, check=True, capture_output=True)
+    partial = tmp_path / "again.safetensors.partial"
+    for number in (signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(
+            [*command[:-2], "--checkpoint-seconds", "0.05", *command[-2:], "--out", "again.safetensors"],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+        )
+        before = partial.stat().st_mtime_ns if partial.exists() else 0
+        while process.poll() is None and not (partial.exists() and partial.stat().st_mtime_ns > before):
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode == (130 if number == signal.SIGINT else -number)
+        assert partial.exists()
+        assert not (tmp_path / "again.safetensors").exists()
+    subprocess.run([*command, "--out", "again.safetensors"], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert not (tmp_path / "again.safetensors.partial").exists()
