@@ -1,4 +1,8 @@
 """Numeric operations of activation × gradient attribution, on tensors alone.
 
-`reference` holds what each operation computes in plain torch.
+`reference` holds what each operation computes in plain torch; the modules beside it hold the Triton kernels,
+one
+operation a file, under the same names: `from culnig_kernels.actgrad import actgrad_reduce`. Importing this
+    package, or
+`reference`, imports no Triton and touches no GPU; the kernels' modules need Triton.
 """

@@ -76,14 +76,19 @@ def _check_bounds(bounds: torch.Tensor, rows: int, packed: bool) -> None:
         raise ValueError(f"lengths must lie in 1…{rows}; a sample without tokens has no score")
 
 
+def floats(**tensors: torch.Tensor | None) -> None:
+    """Raise ValueError unless the tensors have dtypes that the kernels load."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in FLOATS:
+            raise ValueError(f"{name} must be bfloat16, float16 or float32, not {tensor.dtype}")
+
+
 def launchable(**tensors: torch.Tensor | None) -> None:
-    """Raise ValueError unless kernels can read the tensors: float, last dimension contiguous, one device."""
+    """Raise ValueError unless kernels can reach the tensors: last dimension dense, on one CUDA device."""
     device: torch.device | None = None
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if tensor.dtype not in FLOATS:
-            raise ValueError(f"{name} must be bfloat16, float16 or float32, not {tensor.dtype}")
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ValueError(
                 f"the last dimension of {name} must be contiguous; its stride is {tensor.stride(-1)}"

@@ -1,0 +1,114 @@
+"""Weighted scores added to their groups' totals in float64, in the order of the samples."""
+
+# Kernels take pointers and numbers that Triton types at launch.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from culnig_kernels import validate
+from culnig_kernels.reference.scores import check_accumulate
+
+BLOCK_K = 256
+WARPS = 4
+
+
+@triton.jit
+def accumulate_kernel(
+    scores_ptr,  # [S, K]
+    weight_ptr,  # [S] float64
+    group_ptr,  # [S]
+    totals_ptr,  # [G, K] float64
+    samples,  # S
+    columns,  # K
+    scores_row_stride,
+    totals_row_stride,
+    CLAMP: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # One program owns a group's block of columns, so a sum is formed by one thread in one order, without
+    # atomics; of the scores it reads only its own group's rows.
+    blocks = tl.cdiv(columns, BLOCK_K)
+    group = (tl.program_id(0) // blocks).to(tl.int64)
+    cols = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
+    inside = cols < columns
+    totals_ptr += group * totals_row_stride + cols
+    total = tl.load(totals_ptr, mask=inside, other=0.0)
+    for sample in range(samples):
+        mine = tl.load(group_ptr + sample) == group
+        score = tl.load(scores_ptr + cols, mask=inside & mine, other=0.0).to(tl.float64)
+        weighted = score * tl.load(weight_ptr + sample)
+        if CLAMP:
+            weighted = tl.where(weighted < 0.0, 0.0, weighted)  # NaN stays
+        total = tl.where(mine, total + weighted, total)
+        scores_ptr += scores_row_stride
+    tl.store(totals_ptr, total, mask=inside)
+
+
+def accumulate(
+    scores: torch.Tensor,
+    weight: torch.Tensor,
+    group: torch.Tensor,
+    totals: torch.Tensor,
+    clamp_below_zero: bool = False,
+) -> None:
+    """totals[group[s]] += weight[s] · scores[s] for every sample s, in place.
+
+    Each sum is formed in the order of the samples, product and addition rounded apart: the same bits on
+        every run
+    and as the reference.
+
+    Args:
+        scores: [S, K] bf16, fp16, fp32 or float64, last dimension contiguous.
+        weight: float64 [S].
+        group: int32 or int64 [S], each in 0…G−1.
+        totals: float64 [G, K], changed in place, last dimension contiguous.
+        clamp_below_zero: replace a negative weighted score by 0 first (control sets; CULNIG, section 3).
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, or a group on the CPU is out of range; one on the
+            device is not looked at, and its sample is added nowhere.
+    """
+    check_accumulate(scores, weight, group, totals)
+    if scores.dtype != torch.float64:
+        validate.floats(scores=scores)
+    validate.launchable(scores=scores, totals=totals)
+    weight = weight.to(scores.device, torch.float64, non_blocking=True)
+    torch.ops.culnig.accumulate(
+        scores, weight, group.to(scores.device, non_blocking=True), totals, clamp_below_zero
+    )
+
+
+@torch.library.custom_op("culnig::accumulate", mutates_args=("totals",))
+def accumulate_op(
+    scores: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, totals: torch.Tensor, clamp: bool
+) -> None:
+    """The launch, on arguments that `accumulate` has checked."""
+    samples, columns = scores.shape
+    if scores.numel() == 0:
+        return
+    with torch.cuda.device_of(scores):
+        accumulate_kernel[(totals.shape[0] * triton.cdiv(columns, BLOCK_K),)](
+            scores_ptr=scores,
+            weight_ptr=weight.contiguous(),
+            group_ptr=group.contiguous(),
+            totals_ptr=totals,
+            samples=samples,
+            columns=columns,
+            scores_row_stride=scores.stride(0),
+            totals_row_stride=totals.stride(0),
+            CLAMP=clamp,
+            BLOCK_K=BLOCK_K,
+            num_warps=WARPS,
+            enable_fp_fusion=False,  # a fused multiply-add would round once where the definition rounds twice
+        )
+
+
+@accumulate_op.register_fake
+def _(
+    scores: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, totals: torch.Tensor, clamp: bool
+) -> None:
+    return None
