@@ -2,24 +2,106 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import culnig_kernels.reference
+import torch
+from culnig_kernels import reference, validate
 
 from culnig_fast.errors import CulnigError
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "triton", "reference")
 
 
-def resolve(backend: str) -> ModuleType:
-    """The module that holds `actgrad_reduce` and `accumulate` for the named backend.
+@dataclass(frozen=True)
+class Operations:
+    """What an attributor calls; signatures and meaning as in `culnig_kernels.reference`."""
+
+    actgrad_reduce: Callable[..., torch.Tensor]
+    accumulate: Callable[..., None]
+
+
+def resolve(backend: str) -> Operations:
+    """The numeric operations of the named backend.
 
     Args:
-        backend: `auto` (the fastest there is for the device) or `reference` (plain torch).
+        backend: `triton` (the kernels; CUDA tensors, or any under TRITON_INTERPRET=1), `reference` (plain torch)
+            or `auto` (for each tensor, the kernels on CUDA where Triton is installed, else plain torch).
 
     Raises:
-        CulnigError: an unknown name.
+        CulnigError: an unknown name, or `triton` where the kernels cannot run.
     """
     if backend not in BACKENDS:
         raise CulnigError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
-    return culnig_kernels.reference
+    if backend == "reference":
+        return Operations(reference.actgrad_reduce, reference.accumulate)
+    if importlib.util.find_spec("triton") is None:
+        if backend == "triton":
+            raise CulnigError("backend 'triton' needs the triton package, which is not installed; use 'auto'")
+        return Operations(reference.actgrad_reduce, reference.accumulate)
+    if backend == "auto":
+        return Operations(_auto_actgrad_reduce, _auto_accumulate)
+    if not torch.cuda.is_available() and not validate.interpreted():
+        raise CulnigError("backend 'triton' needs a CUDA device and there is none; use 'auto' or 'reference'")
+    return Operations(_triton_actgrad_reduce, _triton_accumulate)
+
+
+def _triton_actgrad_reduce(
+    act: torch.Tensor,
+    grad: torch.Tensor,
+    lengths: torch.Tensor,
+    reduction: str = "max",
+    padding: str = "exclude",
+) -> torch.Tensor:
+    from culnig_kernels.actgrad import actgrad_reduce
+
+    _require_reachable(act)
+    return actgrad_reduce(_dense(act), _dense(grad), lengths, reduction, padding)
+
+
+def _triton_accumulate(
+    scores: torch.Tensor,
+    weight: torch.Tensor,
+    group: torch.Tensor,
+    totals: torch.Tensor,
+    clamp_below_zero: bool = False,
+) -> None:
+    from culnig_kernels.accumulate import accumulate
+
+    _require_reachable(scores)
+    accumulate(scores, weight, group, totals, clamp_below_zero)
+
+
+def _auto_actgrad_reduce(
+    act: torch.Tensor,
+    grad: torch.Tensor,
+    lengths: torch.Tensor,
+    reduction: str = "max",
+    padding: str = "exclude",
+) -> torch.Tensor:
+    run = _triton_actgrad_reduce if act.is_cuda else reference.actgrad_reduce
+    return run(act, grad, lengths, reduction, padding)
+
+
+def _auto_accumulate(
+    scores: torch.Tensor,
+    weight: torch.Tensor,
+    group: torch.Tensor,
+    totals: torch.Tensor,
+    clamp_below_zero: bool = False,
+) -> None:
+    run = _triton_accumulate if scores.is_cuda else reference.accumulate
+    run(scores, weight, group, totals, clamp_below_zero)
+
+
+def _require_reachable(tensor: torch.Tensor) -> None:
+    if not tensor.is_cuda and not validate.interpreted():
+        raise CulnigError(
+            f"backend 'triton' got a tensor on {tensor.device}; put the model on a CUDA device or use 'auto'"
+        )
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """The kernels read columns that lie next to each other; autograd may hand over an expanded gradient."""
+    return tensor if tensor.shape[-1] == 1 or tensor.stride(-1) == 1 else tensor.contiguous()
