@@ -1,0 +1,228 @@
+"""Backward of act(gate)·up that scores gate, up and their product while it has them in registers."""
+
+# Kernels take pointers and numbers that Triton types at launch.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from culnig_kernels import allocate, validate
+from culnig_kernels.gated_act import activate
+from culnig_kernels.reference.gated import check_gated_act_backward
+from culnig_kernels.running import finish, fold, scored_rows, start
+
+BLOCK_T = 8
+BLOCK_K = 256
+WARPS = 4
+"""16 elements a thread: five tiles and two running maxima then fit without spilling;
+tests/kernels/test_compile.py holds the configuration to that."""
+
+UNSCORED_ROWS = 64
+"""Rows of a program when nothing is scored, and rows need not be kept together by sample."""
+
+
+@triton.jit
+def gated_act_backward_kernel(
+    dh_ptr,  # [S, T, K] or [T, K]
+    gate_ptr,  # as dh
+    up_ptr,  # as dh
+    bounds_ptr,  # [S], or [S+1] when PACKED; unused when nothing is scored
+    d_gate_up_ptr,  # contiguous [S, T, 2K] or [T, 2K]
+    max_gate_ptr,  # [S, K] float32, when SCORE_GATE
+    max_up_ptr,  # [S, K] float32, when SCORE_UP
+    samples,  # S, or the chunks of rows when nothing is scored
+    rows,  # T
+    columns,  # K
+    dh_sample_stride,
+    dh_row_stride,
+    gate_sample_stride,
+    gate_row_stride,
+    up_sample_stride,
+    up_row_stride,
+    ACTIVATION: tl.constexpr,
+    SCORE_GATE: tl.constexpr,
+    SCORE_UP: tl.constexpr,
+    PACKED: tl.constexpr,
+    MAXIMUM: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    blocks = tl.cdiv(columns, BLOCK_K)
+    index = tl.program_id(0) // blocks
+    cols = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
+    inside = cols < columns
+    sample = index.to(tl.int64)
+    # Gradients are written for every row, scores taken from first…end alone.
+    if SCORE_GATE or SCORE_UP:
+        first, end = scored_rows(bounds_ptr, sample, rows, PACKED)
+        write_first = tl.where(index == 0, 0, first) if PACKED else 0
+        write_end = tl.where(index == samples - 1, rows, end) if PACKED else rows
+    else:
+        write_first = index * CHUNK
+        write_end = tl.minimum(write_first + CHUNK, rows)
+        first, end = write_first, write_end
+    dh_ptr += sample * dh_sample_stride
+    gate_ptr += sample * gate_sample_stride
+    up_ptr += sample * up_sample_stride
+    if not PACKED:
+        d_gate_up_ptr += sample * rows * 2 * columns
+
+    best_gate = start(BLOCK_T, BLOCK_K, MAXIMUM)
+    best_up = start(BLOCK_T, BLOCK_K, MAXIMUM)
+    for row in range(write_first, write_end, BLOCK_T):
+        at = row + tl.arange(0, BLOCK_T)
+        mask = (at < write_end)[:, None] & inside[None, :]
+        keep = (at >= first) & (at < end)
+        at = at.to(tl.int64)[:, None]
+        dh = tl.load(dh_ptr + at * dh_row_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr + at * gate_row_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + at * up_row_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        value, slope = activate(gate, ACTIVATION)
+        d_gate = dh * up * slope
+        d_up = dh * value
+        to = d_gate_up_ptr + at * 2 * columns + cols[None, :]
+        tl.store(to, d_gate.to(d_gate_up_ptr.dtype.element_ty), mask=mask)
+        tl.store(to + columns, d_up.to(d_gate_up_ptr.dtype.element_ty), mask=mask)
+        if SCORE_GATE:
+            best_gate = fold(best_gate, gate * d_gate, keep, MAXIMUM)
+        if SCORE_UP:
+            best_up = fold(best_up, up * d_up, keep, MAXIMUM)
+    if SCORE_GATE:
+        tl.store(max_gate_ptr + sample * columns + cols, finish(best_gate, MAXIMUM), mask=inside)
+    if SCORE_UP:
+        tl.store(max_up_ptr + sample * columns + cols, finish(best_up, MAXIMUM), mask=inside)
+
+
+def gated_act_backward(
+    dh: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    lengths: torch.Tensor | None = None,
+    *,
+    activation: str = "silu",
+    scores: Sequence[str] = (),
+    reduction: str = "max",
+    cu_seqlens: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of act(gate)·up and, for each sample, activation × gradient reduced over its positions.
+
+    The score of the product h = act(gate)·up is h·dh = up·(act(gate)·dh), which is the score of up: where
+    both are asked for they are one tensor.
+
+    Args:
+        dh: [S, T, K] or packed [T, K] gradient with respect to act(gate)·up; bf16, fp16 or fp32, any row
+            stride, last dimension contiguous.
+        gate: of dh's shape, the gate pre-activation; never overwritten.
+        up: of dh's shape; never overwritten.
+        lengths: int32 or int64 [S] real tokens of each padded sample; needed for scores only.
+        activation: one of `activations.ACTIVATIONS`.
+        scores: which to return, out of `gate`, `up` and `act`; without any, dh may be [..., K] of one row
+            stride.
+        reduction: `max` or `sum` over a sample's positions.
+        cu_seqlens: int32 or int64 [S+1] instead of lengths, for packed samples.
+
+    Returns:
+        d_gate_up contiguous [..., 2K] of gate's dtype, gradients of every row, padding included; then the
+        float32 [S, K] scores of gate, up and act, None for those not asked for. NaN in gives NaN out. Scores
+        take gradients before they are rounded to gate's dtype.
+
+    Raises:
+        ValueError: shapes or devices disagree, the last dimension is strided, an option is unknown, or a
+            sample is empty. Lengths on the device are not looked at: an empty sample gives -inf there.
+    """
+    segments = check_gated_act_backward(dh, gate, up, lengths, activation, scores, reduction, cu_seqlens)
+    validate.floats(dh=dh, gate=gate, up=up)
+    validate.launchable(dh=dh, gate=gate, up=up)
+    leading = dh.shape[:-1]
+    if segments is None:
+        dh, gate, up = (validate.rows(name, x) for name, x in (("dh", dh), ("gate", gate), ("up", up)))
+    bounds = None if segments is None else segments.bounds.to(dh.device, non_blocking=True)
+    score_gate, score_up = "gate" in scores, "up" in scores or "act" in scores
+    d_gate_up, max_gate, max_up = torch.ops.culnig.gated_act_backward(
+        dh, gate, up, bounds, activation, score_gate, score_up, reduction
+    )
+    return (
+        d_gate_up.view(*leading, -1),
+        max_gate if score_gate else None,
+        max_up if "up" in scores else None,
+        max_up if "act" in scores else None,
+    )
+
+
+@torch.library.custom_op("culnig::gated_act_backward", mutates_args=())
+def gated_act_backward_op(
+    dh: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    bounds: torch.Tensor | None,
+    activation: str,
+    score_gate: bool,
+    score_up: bool,
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The launch, on arguments that `gated_act_backward` has checked; scores not wanted come back empty."""
+    rows, columns = dh.shape[-2:]
+    packed = bounds is not None and dh.dim() == 2
+    programs = triton.cdiv(rows, UNSCORED_ROWS) if bounds is None else len(bounds) - packed
+    out = allocate.empty((*dh.shape[:-1], 2 * columns), gate.dtype, gate.device)
+    maxima = [
+        allocate.empty((programs, columns) if wanted else (0, columns), torch.float32, gate.device)
+        for wanted in (score_gate, score_up)
+    ]
+    if dh.numel() == 0:
+        return out, maxima[0], maxima[1]
+    strided = dh.dim() == 3
+    with torch.cuda.device_of(dh):
+        gated_act_backward_kernel[(programs * triton.cdiv(columns, BLOCK_K),)](
+            dh_ptr=dh,
+            gate_ptr=gate,
+            up_ptr=up,
+            bounds_ptr=None if bounds is None else bounds.contiguous(),
+            d_gate_up_ptr=out,
+            max_gate_ptr=maxima[0],
+            max_up_ptr=maxima[1],
+            samples=programs,
+            rows=rows,
+            columns=columns,
+            dh_sample_stride=dh.stride(0) if strided else 0,
+            dh_row_stride=dh.stride(-2),
+            gate_sample_stride=gate.stride(0) if strided else 0,
+            gate_row_stride=gate.stride(-2),
+            up_sample_stride=up.stride(0) if strided else 0,
+            up_row_stride=up.stride(-2),
+            ACTIVATION=activation,
+            SCORE_GATE=score_gate,
+            SCORE_UP=score_up,
+            PACKED=not strided,
+            MAXIMUM=reduction == "max",
+            CHUNK=UNSCORED_ROWS,
+            BLOCK_T=BLOCK_T,
+            BLOCK_K=BLOCK_K,
+            num_warps=WARPS,
+        )
+    return out, maxima[0], maxima[1]
+
+
+@gated_act_backward_op.register_fake
+def _(
+    dh: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    bounds: torch.Tensor | None,
+    activation: str,
+    score_gate: bool,
+    score_up: bool,
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    samples = 0 if bounds is None else bounds.shape[0] - (dh.dim() == 2)
+    gate_scores, up_scores = (
+        gate.new_empty((samples if wanted else 0, dh.shape[-1]), dtype=torch.float32)
+        for wanted in (score_gate, score_up)
+    )
+    return gate.new_empty((*dh.shape[:-1], 2 * dh.shape[-1])), gate_scores, up_scores
