@@ -26,8 +26,8 @@ def resolve(backend: str) -> Operations:
     """The numeric operations of the named backend.
 
     Args:
-        backend: `triton` (the kernels; CUDA tensors, or any under TRITON_INTERPRET=1), `reference` (plain torch)
-            or `auto` (for each tensor, the kernels on CUDA where Triton is installed, else plain torch).
+        backend: `triton` (the kernels: CUDA tensors, or any under TRITON_INTERPRET=1), `reference` (plain
+            torch) or `auto` (for each tensor, the kernels on CUDA where Triton is installed, else plain torch).
 
     Raises:
         CulnigError: an unknown name, or `triton` where the kernels cannot run.

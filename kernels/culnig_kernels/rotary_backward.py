@@ -1,0 +1,255 @@
+"""Backward of the rotary embedding and the norm before it, ending in the score of the columns they took."""
+
+# Kernels take pointers and numbers that Triton types at launch.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from culnig_kernels import allocate, validate
+from culnig_kernels.reference.rotary import check_rotary_backward
+from culnig_kernels.rotary import (
+    BLOCK_T,
+    WARPS,
+    head_rstd,
+    head_split,
+    load_head,
+    load_vector,
+    store_head,
+    table_strides,
+)
+from culnig_kernels.running import finish, fold, scored_rows, start
+
+UNSCORED_ROWS = 64
+"""Rows of a program when nothing is scored, and a head's rows need not be kept together."""
+
+
+@triton.jit
+def norm_backward(low, high, tail, x_low, x_high, x_tail, width, eps):
+    """The gradient of x, a head in three parts, from that of x / rms(x)."""
+    rstd = head_rstd(x_low, x_high, x_tail, width, eps)
+    along = tl.sum(low * x_low, 1) + tl.sum(high * x_high, 1) + tl.sum(tail * x_tail, 1)
+    along = (along / width)[:, None] * rstd * rstd
+    return rstd * (low - x_low * along), rstd * (high - x_high * along), rstd * (tail - x_tail * along)
+
+
+@triton.jit
+def rotary_backward_kernel(
+    d_out_ptr,  # [S, T, heads · (2 half + rest)]
+    x_ptr,  # as d_out
+    cos_ptr,  # [T, 2 half] or [S, T, 2 half]
+    sin_ptr,  # as cos
+    weight_ptr,  # [2 half + rest], when NORM
+    bounds_ptr,  # [S], or [S+1] when PACKED; unused when nothing is scored
+    dx_ptr,  # as d_out
+    score_ptr,  # [S, heads · (2 half + rest)] float32, when SCORE
+    samples,  # S
+    rows,  # T
+    heads,
+    half,
+    rest,
+    d_out_sample_stride,
+    d_out_row_stride,
+    x_sample_stride,
+    x_row_stride,
+    cos_sample_stride,
+    cos_row_stride,
+    sin_sample_stride,
+    sin_row_stride,
+    dx_sample_stride,
+    dx_row_stride,
+    eps,
+    offset,
+    NORM: tl.constexpr,
+    SCORE: tl.constexpr,
+    PACKED: tl.constexpr,
+    MAXIMUM: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    HALF: tl.constexpr,
+    REST: tl.constexpr,
+):
+    head = tl.program_id(0) % heads
+    index = tl.program_id(0) // heads
+    if SCORE:
+        sample = index.to(tl.int64)
+        first, end = scored_rows(bounds_ptr, sample, rows, PACKED)
+        write_first = tl.where(index == 0, 0, first) if PACKED else 0
+        write_end = tl.where(index == samples - 1, rows, end) if PACKED else rows
+    else:
+        chunks = tl.cdiv(rows, CHUNK)
+        sample = (index // chunks).to(tl.int64)
+        write_first = (index % chunks) * CHUNK
+        write_end = tl.minimum(write_first + CHUNK, rows)
+        first, end = write_first, write_end
+    width = 2 * half + rest
+    # Packed rows and tables have sample stride 0.
+    d_out_ptr += sample * d_out_sample_stride
+    x_ptr += sample * x_sample_stride
+    cos_ptr += sample * cos_sample_stride
+    sin_ptr += sample * sin_sample_stride
+    dx_ptr += sample * dx_sample_stride
+    if NORM:
+        w_low, w_high, w_tail = load_vector(weight_ptr, half, rest, HALF, REST)
+    best_low = start(BLOCK_T, HALF, MAXIMUM)
+    best_high = start(BLOCK_T, HALF, MAXIMUM)
+    best_tail = start(BLOCK_T, REST, MAXIMUM)
+    for row in range(write_first, write_end, BLOCK_T):
+        at = (row + tl.arange(0, BLOCK_T)).to(tl.int64)
+        inside = at < write_end
+        keep = (at >= first) & (at < end)
+        d_low, d_high, tail = load_head(d_out_ptr, at, d_out_row_stride, head, half, rest, HALF, REST, inside)
+        cos_low, cos_high, _ = load_head(cos_ptr, at, cos_row_stride, 0, half, 0, HALF, 1, inside)
+        sin_low, sin_high, _ = load_head(sin_ptr, at, sin_row_stride, 0, half, 0, HALF, 1, inside)
+        low = d_low * cos_low + d_high * sin_high
+        high = d_high * cos_high - d_low * sin_low
+        if NORM or SCORE:
+            x_low, x_high, x_tail = load_head(x_ptr, at, x_row_stride, head, half, rest, HALF, REST, inside)
+        if NORM:
+            low *= (offset + w_low)[None, :]
+            high *= (offset + w_high)[None, :]
+            tail *= (offset + w_tail)[None, :]
+            low, high, tail = norm_backward(low, high, tail, x_low, x_high, x_tail, width, eps)
+        store_head(dx_ptr, at, dx_row_stride, head, half, rest, low, high, tail, HALF, REST, inside)
+        if SCORE:
+            best_low = fold(best_low, x_low * low, keep, MAXIMUM)
+            best_high = fold(best_high, x_high * high, keep, MAXIMUM)
+            best_tail = fold(best_tail, x_tail * tail, keep, MAXIMUM)
+    if SCORE:
+        score_ptr += (sample * heads + head) * width
+        cols, more = tl.arange(0, HALF), tl.arange(0, REST)
+        tl.store(score_ptr + cols, finish(best_low, MAXIMUM), mask=cols < half)
+        tl.store(score_ptr + half + cols, finish(best_high, MAXIMUM), mask=cols < half)
+        tl.store(score_ptr + 2 * half + more, finish(best_tail, MAXIMUM), mask=more < rest)
+
+
+def rotary_backward(
+    d_out: torch.Tensor,
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    head_dim: int,
+    lengths: torch.Tensor | None = None,
+    *,
+    weight: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    score: bool = False,
+    reduction: str = "max",
+    cu_seqlens: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Gradient of `rotary` with respect to x and, for each sample, x × gradient reduced over its positions.
+
+    Args:
+        d_out: of x's shape, gradient with respect to what `rotary` returned; any row stride, last dimension
+            contiguous.
+        x: what was given to `rotary`; never overwritten.
+        cos, sin, head_dim, weight, eps, offset: as given to `rotary`.
+        lengths: int32 or int64 [S] real tokens of each padded sample; needed for the score only.
+        score: whether to score x's columns (before norm and rotation).
+        reduction: `max` or `sum` over a sample's positions.
+        cu_seqlens: int32 or int64 [S+1] instead of lengths, for packed samples.
+        out: of x's shape, receives the gradient, e.g. the q columns of the fused projection's gradient.
+
+    Returns:
+        the gradient of every row, padding included, of x's shape and dtype (`out` if given); float32
+        [S, heads·head_dim] scores, or None. NaN in gives NaN out. Scores take gradients before they are
+        rounded.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or strides do not fit, an option is unknown, or a sample is empty.
+            Lengths on the device are not looked at: an empty sample gives -inf there.
+    """
+    segments = check_rotary_backward(
+        d_out, x, cos, sin, head_dim, lengths, weight, score, reduction, cu_seqlens, out
+    )
+    validate.floats(d_out=d_out, x=x, cos=cos, sin=sin, weight=weight, out=out)
+    validate.launchable(d_out=d_out, x=x, cos=cos, sin=sin, weight=weight, out=out)
+    dx = allocate.empty(x.shape, x.dtype, x.device) if out is None else out
+    bounds = None if segments is None else segments.bounds.to(x.device, non_blocking=True)
+    scores = torch.ops.culnig.rotary_backward(
+        d_out, x, cos, sin, weight, bounds, dx, head_dim, eps, offset, reduction
+    )
+    return dx, scores if score else None
+
+
+@torch.library.custom_op("culnig::rotary_backward", mutates_args=("dx",))
+def rotary_backward_op(
+    d_out: torch.Tensor,
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    weight: torch.Tensor | None,
+    bounds: torch.Tensor | None,
+    dx: torch.Tensor,
+    head_dim: int,
+    eps: float,
+    offset: float,
+    reduction: str,
+) -> torch.Tensor:
+    """The launch, on arguments that `rotary_backward` has checked; scores come back empty without bounds."""
+    rows, columns = x.shape[-2:]
+    padded = x.dim() == 3
+    samples = (x.shape[0] if padded else 1) if bounds is None else len(bounds) - (not padded)
+    scores = allocate.empty((0 if bounds is None else samples, columns), torch.float32, x.device)
+    if x.numel() == 0:
+        return scores
+    heads = columns // head_dim
+    programs = samples * heads * (triton.cdiv(rows, UNSCORED_ROWS) if bounds is None else 1)
+    with torch.cuda.device_of(x):
+        rotary_backward_kernel[(programs,)](
+            d_out_ptr=d_out,
+            x_ptr=x,
+            cos_ptr=cos,
+            sin_ptr=sin,
+            weight_ptr=None if weight is None else weight.contiguous(),
+            bounds_ptr=None if bounds is None else bounds.contiguous(),
+            dx_ptr=dx,
+            score_ptr=scores,
+            samples=samples,
+            rows=rows,
+            heads=heads,
+            d_out_sample_stride=d_out.stride(0) if padded else 0,
+            d_out_row_stride=d_out.stride(-2),
+            x_sample_stride=x.stride(0) if padded else 0,
+            x_row_stride=x.stride(-2),
+            cos_sample_stride=table_strides(cos)[0],
+            cos_row_stride=table_strides(cos)[1],
+            sin_sample_stride=table_strides(sin)[0],
+            sin_row_stride=table_strides(sin)[1],
+            dx_sample_stride=dx.stride(0) if padded else 0,
+            dx_row_stride=dx.stride(-2),
+            eps=eps,
+            offset=offset,
+            NORM=weight is not None,
+            SCORE=bounds is not None,
+            PACKED=not padded,
+            MAXIMUM=reduction == "max",
+            CHUNK=UNSCORED_ROWS,
+            BLOCK_T=BLOCK_T,
+            num_warps=WARPS,
+            **head_split(head_dim, cos.shape[-1]),
+        )
+    return scores
+
+
+@rotary_backward_op.register_fake
+def _(
+    d_out: torch.Tensor,
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    weight: torch.Tensor | None,
+    bounds: torch.Tensor | None,
+    dx: torch.Tensor,
+    head_dim: int,
+    eps: float,
+    offset: float,
+    reduction: str,
+) -> torch.Tensor:
+    samples = 0 if bounds is None else bounds.shape[0] - (x.dim() == 2)
+    return x.new_empty((samples, x.shape[-1]), dtype=torch.float32)
