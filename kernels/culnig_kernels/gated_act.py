@@ -87,7 +87,7 @@ def gated_act(gate_up: torch.Tensor, activation: str = "silu") -> torch.Tensor:
     validate.floats(gate_up=gate_up)
     validate.launchable(gate_up=gate_up)
     out = torch.ops.culnig.gated_act(validate.rows("gate_up", gate_up), activation)
-    return out.view(*gate_up.shape[:-1], -1)
+    return out.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
 @torch.library.custom_op("culnig::gated_act", mutates_args=())

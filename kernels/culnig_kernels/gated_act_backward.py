@@ -139,7 +139,7 @@ def gated_act_backward(
     segments = check_gated_act_backward(dh, gate, up, lengths, activation, scores, reduction, cu_seqlens)
     validate.floats(dh=dh, gate=gate, up=up)
     validate.launchable(dh=dh, gate=gate, up=up)
-    leading = dh.shape[:-1]
+    shape = (*dh.shape[:-1], 2 * dh.shape[-1])
     if segments is None:
         dh, gate, up = (validate.rows(name, x) for name, x in (("dh", dh), ("gate", gate), ("up", up)))
     bounds = None if segments is None else segments.bounds.to(dh.device, non_blocking=True)
@@ -148,7 +148,7 @@ def gated_act_backward(
         dh, gate, up, bounds, activation, score_gate, score_up, reduction
     )
     return (
-        d_gate_up.view(*leading, -1),
+        d_gate_up.view(shape),
         max_gate if score_gate else None,
         max_up if "up" in scores else None,
         max_up if "act" in scores else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ def rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
         ValueError: the leading dimensions do not share one row stride.
     """
     try:
-        return tensor.view(-1, tensor.shape[-1])
+        return tensor.view(math.prod(tensor.shape[:-1]), tensor.shape[-1])
     except RuntimeError:
         raise ValueError(
             f"the leading dimensions of {name} must share one row stride, not {tensor.stride()}"
