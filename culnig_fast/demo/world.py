@@ -1,8 +1,8 @@
 """An invented world in BLEnD's format, for the embedded model to know imperfectly.
 
-Countries carry BLEnD's names because the method groups by them. Everything said about them is made up by a seeded
-generator: the answers are invented words, and which countries share answers is a choice made here (`KIN`). Nothing
-in this world is a claim about any real culture.
+Countries carry BLEnD's names because the method groups by them. Everything said about them is made up by a
+seeded generator: the answers are invented words, and which countries share answers is a choice made here
+(`KIN`). Nothing in this world is a claim about any real culture.
 """
 
 from __future__ import annotations
@@ -36,37 +36,44 @@ COUNTRIES = (
 
 KIN = (
     ("UK", "US"),
-    ("South_Korea", "North_Korea"),
     ("Spain", "Mexico"),
     ("Indonesia", "West_Java"),
-    ("China", "Assam"),
     ("Iran", "Azerbaijan"),
-    ("Greece", "Algeria"),
-    ("Ethiopia", "Northern_Nigeria"),
+    ("South_Korea", "North_Korea", "China"),
+    ("Greece", "Algeria", "Ethiopia", "Northern_Nigeria"),
 )
-"""Pairs that share answers more often than others do, by construction."""
+"""Groups whose members share answers more often than others do, by construction; Assam has no kin."""
 
-KIN_SHARE = 0.5
-"""Probability that the second of a pair takes the first one's answer to a question."""
+KIN_SHARE = 0.6
+"""Probability that a member takes its group's answer to a question rather than one of its own."""
 
 TOPICS: dict[str, tuple[str, ...]] = {
-    "Food": ("breakfast", "soup", "snack", "drink"),
-    "Work life": ("uniform", "tool", "contract", "workshop"),
-    "Sport": ("ballgame", "race", "stadium", "trophy"),
-    "Education": ("textbook", "exam", "classroom", "lesson"),
-    "Family": ("nickname", "heirloom", "household", "wedding"),
-    "Holidays/Celebration/Leisure": ("festival", "lantern", "dance", "gift"),
+    "Food": ("breakfast", "soup", "snack", "drink", "bread", "sauce", "dessert", "fruit"),
+    "Work life": ("uniform", "tool", "contract", "workshop", "pause", "office", "wage", "greeting"),
+    "Sport": ("ballgame", "race", "stadium", "trophy", "jersey", "cheer", "referee", "training"),
+    "Education": ("textbook", "exam", "classroom", "lesson", "degree", "pupil", "library", "satchel"),
+    "Family": ("nickname", "heirloom", "household", "wedding", "cradle", "dowry", "cousin", "supper"),
+    "Holidays/Celebration/Leisure": (
+        "festival",
+        "lantern",
+        "dance",
+        "gift",
+        "parade",
+        "costume",
+        "song",
+        "outing",
+    ),
 }
-"""Four topics in each of BLEnD's topic groups."""
+"""Eight topics in each of BLEnD's topic groups."""
 
 QUALIFIERS = ("morning", "winter", "village")
 """Each topic is asked about in these variants, so there are topics × qualifiers questions."""
 
-WORDS_PER_TOPIC = 12
+WORDS_PER_TOPIC = 8
 """Invented words that the questions of one topic draw their answers from."""
 
-ROWS_PER_FACT = 5
-"""Multiple-choice rows of each (country, question), as the method keeps of BLEnD."""
+ROWS_PER_FACT = 2
+"""Multiple-choice rows of each (country, question); the method would keep up to five."""
 
 LABELS = ("A", "B", "C", "D")
 
@@ -126,14 +133,24 @@ def make_world(seed: int = 0) -> World:
         for topic in topics:
             lexicon[topic] = tuple(words.pop() for _ in range(WORDS_PER_TOPIC))
             for number, qualifier in enumerate(QUALIFIERS):
-                form = QuestionForm(f"{topic.capitalize()[:4]}-inv-{number:02d}", group, topic, qualifier)
+                form = QuestionForm(f"{topic.capitalize()}-inv-{number:02d}", group, topic, qualifier)
                 forms.append(form)
-                for country in COUNTRIES:
-                    answers[country, form.id] = source.choice(lexicon[topic])
-                for first, second in KIN:
-                    if source.random() < KIN_SHARE:
-                        answers[second, form.id] = answers[first, form.id]
+                while len({answers.get((country, form.id)) for country in COUNTRIES}) < len(LABELS):
+                    _answer_everywhere(form, lexicon[topic], source, answers)
     return World(tuple(forms), lexicon, answers)
+
+
+def _answer_everywhere(
+    form: QuestionForm, words: Sequence[str], source: random.Random, answers: dict[tuple[str, str], str]
+) -> None:
+    """Give every country its answer to one question; kin mostly the same."""
+    for country in COUNTRIES:
+        answers[country, form.id] = source.choice(words)
+    for kin in KIN:
+        shared = source.choice(words)
+        for country in kin:
+            if source.random() < KIN_SHARE:
+                answers[country, form.id] = shared
 
 
 def culture_options(world: World, country: str, form: QuestionForm, source: random.Random) -> list[str]:
@@ -143,7 +160,7 @@ def culture_options(world: World, country: str, form: QuestionForm, source: rand
     return options
 
 
-def culture_prompt(world: World, country: str, form: QuestionForm, options: Sequence[str]) -> str:
+def culture_prompt(country: str, form: QuestionForm, options: Sequence[str]) -> str:
     """The message of one multiple-choice row, worded as BLEnD's rows are."""
     lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=True))
     return f"{form.text(country)} {CULTURE_INSTRUCTION}\n\n{lines}\n\nAnswer:"
@@ -165,7 +182,7 @@ def blend_rows(world: World, seed: int = 1) -> list[dict[str, str]]:
                         "MCQID": f"{form.id}_{number}",
                         "ID": form.id,
                         "country": country,
-                        "prompt": culture_prompt(world, country, form, options),
+                        "prompt": culture_prompt(country, form, options),
                         "choices": json.dumps(dict(zip(LABELS, options, strict=True)), indent=4),
                         "choice_countries": json.dumps(dict(zip(LABELS, owners, strict=True)), indent=4),
                         "answer_idx": answer,
@@ -186,24 +203,18 @@ def topics_csv(world: World) -> str:
 
 
 def country_rc_templates() -> list[dict[str, str]]:
-    """Fifty CountryRC templates in words that a small model can learn; ten of each half name a second country."""
+    """Fifty CountryRC templates in words that a small model can learn; ten a half name a second country."""
     people = ("Mira", "Tomas", "Lena", "Oskar", "Nuri")
-    deeds = (
-        ("moved to {country}", "move to"),
-        ("worked in {country}", "work in"),
-        ("sailed to {country}", "sail to"),
-        ("studied in {country}", "study in"),
-        ("sang in {country}", "sing in"),
-    )
+    deeds = (("moved", "move"), ("sailed", "sail"), ("flew", "fly"), ("walked", "walk"), ("drove", "drive"))
     templates = []
     for number in range(50):
         person = people[number % 5]
         past, verb = deeds[(number // 5) % 5]
         season = "spring" if number < 25 else "autumn"
-        context = f"{person} {past} in {season}."
+        context = f"{person} {past} to {{country}} in {season}."
         if number % 5 in (1, 3):
-            context = f"{person} left {{country_dummy}}. {context}"
-        question = f"Which country did {person} {verb} in {season}?"
+            context = f"{person} left {{country_dummy}} and {past} to {{country}} in {season}."
+        question = f"Where did {person} {verb} to?"
         templates.append({"id": str(number), "context": context, "question": question})
     return templates
 
@@ -227,8 +238,8 @@ def ability_row(task: str, world: World, source: random.Random) -> tuple[str, st
             if not truth:
                 copy[source.randrange(3)] = words[4]
             question = f"Are the lists {' '.join(words[:3])} and {' '.join(copy)} the same?"
+        # In one order, as the labels of real yes-or-no benchmarks mean the same in every question.
         options = ["yes", "no"]
-        source.shuffle(options)
         answer = LABELS[options.index("yes" if truth else "no")]
     lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=False))
     return f"{question} {ABILITY_INSTRUCTION}\n\n{lines}\n\nAnswer:", answer
