@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/culnig-fast demo
+	$(BIN)/culnig-fast demo --overwrite
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -34,7 +34,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	@set -e; for script in $(sort $(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python bench/attribution_speed.py --device cpu
+	$(BIN)/python bench/meaning.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info culnig_fast/_selection*.so culnig_fast/_selection*.pyd

@@ -23,17 +23,11 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    result.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16, float32 on cpu"
-    )
+    result.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16, float32 on cpu")
     result.add_argument("--shape", help="model by name (default: tiny on the CPU, llama-3.1-8b on a GPU)")
-    result.add_argument(
-        "--tokens", type=int, help="tokens a batch, padding included (default: 2048, 16384 on a GPU)"
-    )
+    result.add_argument("--tokens", type=int, help="tokens a batch, padding included (default: 2048, 16384 on a GPU)")
     result.add_argument("--length", type=int, default=128, help="tokens of the longest sample (default: 128)")
-    result.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="rows of the table (default: all); bare is added"
-    )
+    result.add_argument("--methods", nargs="+", metavar="NAME", help="rows of the table (default: all); bare is added")
     result.add_argument("--repeats", type=int, default=5, metavar="N", help="interleaved rounds (default: 5)")
     result.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
     result.add_argument("--sweep", choices=("tokens", "size"), help="repeat over batch tokens or over models")

@@ -33,7 +33,7 @@ _HOMES = {
     "suppress": "masking",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 — the keys are names
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
+from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, NeuronSite, check_module_names
 from culnig_fast.probe import Block, LayerProbe, Projection, linear_shape, recorded_layers
 
 PAPER_SITES = (*ATTENTION_MODULES, "mlp.gate_proj", "mlp.up_proj")
@@ -26,7 +26,7 @@ class SiteLocation:
     """Where one site's neurons live: columns of what a projection puts out or, for `mlp.act`, takes in."""
 
     site: NeuronSite
-    module: nn.Module
+    module: Any
     module_path: str
     columns: slice
     tensor: Literal["output", "input"] = "output"
@@ -45,10 +45,10 @@ class Architecture:
         locations: every site found, in flat order.
     """
 
-    model: nn.Module
+    model: Any
     decoder: nn.Module
     layers: tuple[nn.Module, ...]
-    embedding: nn.Module
+    embedding: Any
     head: nn.Module
     locations: tuple[SiteLocation, ...]
 

@@ -84,7 +84,12 @@ def attribute(
     clamp = control and clamp_control
     saved = None
     if checkpoint is not None:
-        options = {"clamp": clamp, "padding": padding, "reduction": reduction, "batches": [len(b) for b in batches]}
+        options = {
+            "clamp": clamp,
+            "padding": padding,
+            "reduction": reduction,
+            "batches": [len(b) for b in batches],
+        }
         run = {
             "model": _fingerprint(attributor),
             "layout": attributor.layout.to_dict(),

@@ -35,7 +35,9 @@ class Action(str, Enum):
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or 'demo' for the embedded model.")]
 Task = Annotated[str, typer.Option(help="Benchmark: blend, country_rc, or plain (id, group, prompt, answer).")]
-Data = Annotated[Optional[str], typer.Option(help="File, or 'demo'; left out: the hub's (blend), our own (country_rc).")]
+Data = Annotated[
+    Optional[str], typer.Option(help="File, or 'demo'; left out: the hub's (blend), our own (country_rc).")
+]
 Topics = Annotated[Optional[Path], typer.Option(help="BLEnD's US_questions.csv, which gives each question a topic.")]
 Split = Annotated[str, typer.Option(help="all, neur, control or test, as the benchmark has them.")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1; left out: a GPU where there is one.")]
@@ -138,10 +140,8 @@ def select_general_command(
     from culnig_fast.selection import select_general
 
     refuse_existing(out, overwrite)
-    tables = [ScoreTable.load(path) for path in (neur, control, surface)]
-    chosen = select_general(
-        *tables, mlp_share=mlp_share, attention_share=attention_share, surface_share=surface_share
-    )
+    scores = ScoreTable.load(neur), ScoreTable.load(control), ScoreTable.load(surface)
+    chosen = select_general(*scores, mlp_share=mlp_share, attention_share=attention_share, surface_share=surface_share)
     _save_set(chosen, out, overwrite, as_json)
 
 
@@ -167,13 +167,14 @@ def select_specific_command(
     from culnig_fast.selection import select_specific
 
     refuse_existing(out, overwrite)
-    tables = [ScoreTable.load(path) for path in (neur, control, surface)]
-    chosen = select_specific(*tables, country, share=share, surface_share=surface_share, min_z=min_z)
+    scores = ScoreTable.load(neur), ScoreTable.load(control), ScoreTable.load(surface)
+    chosen = select_specific(*scores, country, share=share, surface_share=surface_share, min_z=min_z)
     _save_set(chosen, out, overwrite, as_json)
 
 
 @select_app.command(
-    "random", epilog="Example: culnig-fast select random neur.safetensors --like general.json --out random.json"
+    "random",
+    epilog="Example: culnig-fast select random neur.safetensors --like general.json --out random.json",
 )
 def select_random_command(
     scores: Annotated[Path, typer.Argument(help="Any score table of the model.")],
@@ -192,7 +193,7 @@ def select_random_command(
     refuse_existing(out, overwrite)
     if (count is None) == (like is None):
         raise CulnigError("say how many neurons to draw: give either --count or --like")
-    wanted = len(NeuronSet.load(like)) if like is not None else count
+    wanted = len(NeuronSet.load(like)) if like is not None else count or 0
     _save_set(select_random(ScoreTable.load(scores).layout, wanted, seed=seed), out, overwrite, as_json)
 
 
@@ -228,7 +229,7 @@ def evaluate(
     from culnig_fast.neurons import NeuronSet
 
     questions = _questions(task, data, topics, split, tokenizer)
-    chosen = NeuronSet.load(neurons) if neurons is not None else NeuronSet((), [], [], [])
+    chosen = NeuronSet.load(neurons) if neurons is not None else NeuronSet.empty()
     earlier = Evaluation.load(against) if against is not None else None
     intervene = masking.suppress if action is Action.suppress else masking.enhance
     with intervene(loaded, chosen):
@@ -367,7 +368,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it can, and nothing was overwritten", file=sys.stderr)
+        print(
+            "interrupted; the same command continues where it can, and nothing was overwritten",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -59,18 +59,29 @@ class Evaluation:
         rows = [i for i, name in enumerate(self.ids) if name in wanted]
         if not rows:
             raise CulnigError("none of the questions asked for was evaluated; check the ids")
-        columns = (self.ids, self.groups, self.answers, self.predictions)
-        texts = [tuple(column[i] for i in rows) for column in columns]
-        return Evaluation(*texts, self.correct[rows], self.probability[rows])
+        ids, groups, answers, predictions = (
+            tuple(column[i] for i in rows) for column in (self.ids, self.groups, self.answers, self.predictions)
+        )
+        return Evaluation(ids, groups, answers, predictions, self.correct[rows], self.probability[rows])
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write one row a question, as csv or jsonl by the path's ending; atomic."""
-        columns = (self.ids, self.groups, self.answers, self.predictions, self.correct.tolist(), self.probability)
+        columns = (
+            self.ids,
+            self.groups,
+            self.answers,
+            self.predictions,
+            self.correct.tolist(),
+            self.probability,
+        )
         rows = [dict(zip(FIELDS, row, strict=True)) for row in zip(*columns, strict=True)]
         suffix = Path(path).suffix.lower()
         if suffix not in (".csv", ".jsonl"):
             raise CulnigError(f"{path} must end in .csv or .jsonl")
-        with atomic_write(path, overwrite) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        with (
+            atomic_write(path, overwrite) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
             if suffix == ".csv":
                 writer = csv.DictWriter(file, FIELDS)
                 writer.writeheader()

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronSet
+from culnig_fast.probe import linear_shape
 
 
 @contextlib.contextmanager
@@ -75,7 +76,7 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
     edits = _columns_by_site(discover(model), neurons)
     shared = _shared_parameters(model)
     for location, _ in edits:
-        weight = location.module.weight
+        weight: Any = location.module.weight
         if not weight.is_floating_point():
             raise CulnigError(
                 f"{location.module_path} holds {weight.dtype} weights, which cannot be edited; "
@@ -89,7 +90,7 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
     result = model if in_place else copy.deepcopy(model)
     with torch.no_grad():
         for location, columns in edits:
-            module = result.get_submodule(location.module_path)
+            module: Any = result.get_submodule(location.module_path)
             index = torch.tensor(columns, device=module.weight.device) + location.columns.start
             rows_are_outputs = not isinstance(module, Conv1D)
             along = 0 if rows_are_outputs == (location.tensor == "output") else 1
@@ -120,10 +121,10 @@ def _columns_by_site(architecture: Architecture, neurons: NeuronSet) -> list[tup
 def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.Tensor:
     """Factors for the whole tensor, 1 where nothing changes; on the module's device from the start."""
     weight = next(location.module.parameters())
-    if location.tensor == "input":
-        width = location.site.width
-    else:
-        width = location.module.nf if isinstance(location.module, Conv1D) else location.module.out_features
+    shape = linear_shape(location.module)
+    if shape is None:
+        raise CulnigError(f"{location.module_path} is no linear projection")
+    width = shape[0] if location.tensor == "input" else shape[1]
     scale = torch.ones(width, device=weight.device)
     scale[torch.tensor(columns, device=weight.device) + location.columns.start] = factor
     return scale
@@ -133,7 +134,7 @@ def _multiply(tensor: nn.Parameter, along: int, index: torch.Tensor, factor: flo
     tensor.index_copy_(along, index, tensor.index_select(along, index) * factor)
 
 
-def _shared_parameters(model: nn.Module) -> set[int]:
+def _shared_parameters(model: Any) -> set[int]:
     seen: set[int] = set()
     shared: set[int] = set()
     for module in model.modules():

@@ -49,7 +49,7 @@ def load_model(
         raise CulnigError(f"cannot use device {device!r} ({str(error).splitlines()[0]}); try cpu") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,

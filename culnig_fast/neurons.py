@@ -222,6 +222,11 @@ class NeuronSet:
         scores = np.zeros(len(names)) if scores is None else scores
         return cls(tuple(names), layers, columns, scores, dict(info or {}))
 
+    @classmethod
+    def empty(cls) -> NeuronSet:
+        """The set of no neurons: an intervention on it changes nothing."""
+        return cls((), np.zeros(0), np.zeros(0), np.zeros(0))
+
     def flat(self, layout: NeuronLayout) -> np.ndarray:
         """Flat indices, int64 [n], in set order; CulnigError for a neuron that `layout` does not hold."""
         return np.array([layout.flat(n.module_name, n.layer_idx, n.neuron_idx) for n in self], dtype=np.int64)
@@ -284,6 +289,9 @@ class NeuronSet:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NeuronSet) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
     def __repr__(self) -> str:
         return f"NeuronSet({len(self):,} neurons)"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,8 +106,8 @@ class LayerProbe:
 
         The columns are brought to a size at which an activation function bends: near 0 every one of them is linear.
         """
-        plain = self._exit_input(block, {entry.path: _edit(columns, lambda value: _resized(value, 16.0))})
-        negated = self._exit_input(block, {entry.path: _edit(columns, lambda value: _resized(value, -16.0))})
+        plain = self._exit_input(block, {entry.path: _edit(columns, partial(_resized, size=16.0))})
+        negated = self._exit_input(block, {entry.path: _edit(columns, partial(_resized, size=-16.0))})
         size = float(plain.abs().max())
         return size > 0 and float((plain + negated).abs().max()) <= 0.02 * size
 
@@ -115,7 +116,7 @@ class LayerProbe:
         where = slice(DISTURBED + 1, None) if after else slice(DISTURBED, DISTURBED + 1)
         # Both signs: a softmax that is saturated at another token notices only the sign that raises a score.
         for sign in (1.0, -1.0):
-            edits = {entry.path: _edit(columns, lambda value, s=sign: _disturb(value, s)) for entry, columns in places}
+            edits = {entry.path: _edit(columns, partial(_disturb, sign=sign)) for entry, columns in places}
             if not torch.equal(plain[where], self._exit_input(block, edits)[where]):
                 return True
         return False

@@ -73,9 +73,7 @@ class SplitQuestions:
         return f"{count} of {total} questions left out, their answer is not one token: {names}{more}"
 
 
-def encode_questions(
-    tokenizer: Any, questions: Sequence[Question], on_unusable: str = "error"
-) -> EncodedQuestions:
+def encode_questions(tokenizer: Any, questions: Sequence[Question], on_unusable: str = "error") -> EncodedQuestions:
     """Tokenise prompts and look up answers.
 
     Args:
@@ -122,9 +120,7 @@ def check_unique_ids(questions: Iterable[Question]) -> None:
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
-            raise CulnigError(
-                f"question id {question.id!r} occurs twice; ids must be unique within a dataset"
-            )
+            raise CulnigError(f"question id {question.id!r} occurs twice; ids must be unique within a dataset")
         seen.add(question.id)
 
 
@@ -137,9 +133,7 @@ def encode_prompts(tokenizer: Any, questions: Sequence[Question]) -> list[tuple[
     encoded = _encode(tokenizer, [question.prompt for question in questions])
     for question, token_ids in zip(questions, encoded, strict=True):
         if not token_ids:
-            raise CulnigError(
-                f"the prompt of question {question.id!r} has no tokens; check its text and the tokenizer"
-            )
+            raise CulnigError(f"the prompt of question {question.id!r} has no tokens; check its text and the tokenizer")
     return encoded
 
 

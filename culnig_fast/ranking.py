@@ -74,9 +74,7 @@ def top_count(size: int, share: float, name: str = "share") -> int:
     return int(size * float(share))
 
 
-def rank(
-    minuend: Source, subtrahend: Source | None, ranges: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def rank(minuend: Source, subtrahend: Source | None, ranges: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` neurons of a pool with the largest Σ minuend / N − Σ subtrahend / N, best first.
 
     Args:

@@ -157,9 +157,7 @@ def select_random(
     ranges = _ranges(layout, modules)
     size = ranking.pool_size(ranges)
     if not 0 <= operator.index(count) <= size:
-        raise CulnigError(
-            f"cannot draw {count} neurons from a pool of {size}; choose a count between 0 and {size}"
-        )
+        raise CulnigError(f"cannot draw {count} neurons from a pool of {size}; choose a count between 0 and {size}")
     if operator.index(seed) < 0:
         raise CulnigError(f"the seed is {seed}; choose one that is not negative")
     info = {

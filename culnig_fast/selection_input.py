@@ -9,9 +9,7 @@ from culnig_fast.tasks.countries import country_name
 
 def check_tables(neur: ScoreTable, control: ScoreTable | None, surface: ScoreTable | None) -> None:
     """Raise CulnigError unless all have the same neurons and some samples, neur and control equal groups."""
-    tables = [
-        (n, t) for n, t in (("neur", neur), ("control", control), ("surface", surface)) if t is not None
-    ]
+    tables = [(n, t) for n, t in (("neur", neur), ("control", control), ("surface", surface)) if t is not None]
     check_same_layout(tables)
     for name, table in tables:
         if table.n_samples < 1:
@@ -19,9 +17,7 @@ def check_tables(neur: ScoreTable, control: ScoreTable | None, surface: ScoreTab
     if control is not None and set(control.groups) != set(neur.groups):
         odd = sorted(set(control.groups) ^ set(neur.groups))[0]
         where = "neur" if odd in neur.groups else "control"
-        raise CulnigError(
-            f"group {odd!r} is only in the {where} scores; score the control prompts of the same rows"
-        )
+        raise CulnigError(f"group {odd!r} is only in the {where} scores; score the control prompts of the same rows")
 
 
 def check_every_group(neur: ScoreTable, control: ScoreTable | None) -> None:

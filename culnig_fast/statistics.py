@@ -120,9 +120,7 @@ def _values(name: str, values: Any) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise CulnigError(f"{name} must hold one number a question ({error})") from error
     if array.ndim != 1:
-        raise CulnigError(
-            f"{name} must hold one number a question, not an array of shape {list(array.shape)}"
-        )
+        raise CulnigError(f"{name} must hold one number a question, not an array of shape {list(array.shape)}")
     unfit = np.flatnonzero(~np.isfinite(array))
     if unfit.size:
         raise CulnigError(f"{name}[{unfit[0]}] is {array[unfit[0]]}; leave out questions without a value")

@@ -29,7 +29,7 @@ class _Tap(torch.autograd.Function):
         return activation.view_as(activation)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (activation,) = ctx.saved_tensors
         for location in ctx.locations:
             columns = location.columns

@@ -45,9 +45,7 @@ LISTED: dict[str, Any] = {
     "qwen2": lambda: tf.Qwen2Config(**_COMMON),
     "qwen3": lambda: tf.Qwen3Config(**_COMMON, head_dim=16),
     "gemma2": lambda: tf.Gemma2Config(**{**_COMMON, **_GEMMA, "tie_word_embeddings": True}),
-    "gemma3": lambda: tf.Gemma3TextConfig(
-        **{**_COMMON, **_GEMMA}, layer_types=["sliding_attention", "full_attention"]
-    ),
+    "gemma3": lambda: tf.Gemma3TextConfig(**{**_COMMON, **_GEMMA}, layer_types=["sliding_attention", "full_attention"]),
     "gemma3_multimodal": _gemma3_multimodal,
     "phi3": lambda: tf.Phi3Config(**_COMMON),
 }
@@ -73,7 +71,13 @@ UNLISTED: dict[str, Any] = {
         init_std=0.3,
     ),
     "gpt2_conv1d_fused": lambda: tf.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_inner=48, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_inner=48,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        initializer_range=0.3,
     ),
 }
 """Families nobody listed, whose structure is there all the same."""
@@ -81,7 +85,11 @@ UNLISTED: dict[str, Any] = {
 REFUSED: dict[str, Any] = {
     "gpt_neox_interleaved": lambda: tf.GPTNeoXConfig(**_COMMON),
     "qwen2_moe_shared_expert": lambda: tf.Qwen2MoeConfig(
-        **_COMMON, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=48
+        **_COMMON,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=48,
     ),
     "mixtral": lambda: tf.MixtralConfig(**_COMMON, num_local_experts=4),
     "mamba": lambda: tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-ORDER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.act")
+ORDER = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.act",
+)
 
 
 def decoder_layers(model: Any) -> Any:
@@ -63,7 +70,11 @@ def columns_of(model: Any, name: str, index: int, kept: dict[tuple[str, int], to
     if (name, index) in kept:
         whole, cut = kept[name, index], slice(None)
     elif name.startswith("self_attn"):
-        starts = {"self_attn.q_proj": (0, q), "self_attn.k_proj": (q, q + kv), "self_attn.v_proj": (q + kv, q + 2 * kv)}
+        starts = {
+            "self_attn.q_proj": (0, q),
+            "self_attn.k_proj": (q, q + kv),
+            "self_attn.v_proj": (q + kv, q + 2 * kv),
+        }
         whole, cut = kept["self_attn.qkv_proj", index], slice(*starts[name])
     else:
         inner = config.intermediate_size

@@ -51,9 +51,7 @@ def metaspace(labels: tuple[str, ...] = ("A", "B", "C", "D"), bos: bool = True) 
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     core.decoder = decoders.Metaspace(prepend_scheme="always")
     _post_process(core, "<s>" if bos else None, None)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 def _post_process(core: Tokenizer, bos: str | None, eos: str | None) -> None:

@@ -103,7 +103,11 @@ def test_a_second_mlp_is_not_left_out_silently() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "word"),
-    [("num_attention_heads", 8, "heads"), ("num_key_value_heads", 4, "columns"), ("intermediate_size", 40, "intermediate")],
+    [
+        ("num_attention_heads", 8, "heads"),
+        ("num_key_value_heads", 4, "columns"),
+        ("intermediate_size", 40, "intermediate"),
+    ],
 )
 def test_a_configuration_that_does_not_match_is_refused(name: str, value: int, word: str) -> None:
     model = families.build("llama")

@@ -107,9 +107,7 @@ def _one_nan(totals: torch.Tensor) -> torch.Tensor:
     ],
     ids=["off by 1e-4", "one NaN", "shifted by a neuron", "a neuron short", "pads counted as 0"],
 )
-def test_a_wrong_method_is_refused_and_not_timed(
-    change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_method_is_refused_and_not_timed(change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "wrong", Wrong(change))
     file = tmp_path / "out.json"
     assert bench("--json", str(file), "--methods", "wrong") == 1
@@ -136,9 +134,7 @@ def test_a_method_leaves_the_model_as_it_was() -> None:
     for name in ("bare", "authors", "hooks", "taps"):
         with METHODS[name].open(model, batch.n_groups) as session:
             session.step(batch)
-        assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters()), (
-            name
-        )
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters()), name
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()), name
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

@@ -77,7 +77,17 @@ def test_the_whole_chain(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert len(cf.NeuronSet.load(folder / "usa.json")) == 22
     run(capsys, "select", "random", neur, "--like", folder / "general.json", "--out", folder / "random.json")
     assert len(cf.NeuronSet.load(folder / "random.json")) == 9
-    data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all", "--quiet", "--device", "cpu")
+    data = (
+        "--task",
+        "plain",
+        "--data",
+        folder / "questions.csv",
+        "--split",
+        "all",
+        "--quiet",
+        "--device",
+        "cpu",
+    )
     run(capsys, "evaluate", folder / "model", *data, "--out", folder / "plain.jsonl")
     suppressed = run(capsys, "evaluate", folder / "model", *data, "--neurons", folder / "general.json",
                      "--against", folder / "plain.jsonl", "--out", folder / "suppressed.jsonl")  # fmt: skip
@@ -147,14 +157,22 @@ def test_an_existing_output_is_refused_before_any_work(folder: Path, capsys: pyt
         assert "exists already" in capsys.readouterr().err
 
 
-def test_a_model_with_nan_weights_is_refused(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_with_nan_weights_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = families.build("llama")
     model.model.layers[0].mlp.up_proj.weight.data[3, 3] = float("nan")
     model.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all", "--quiet", "--device", "cpu")
+    data = (
+        "--task",
+        "plain",
+        "--data",
+        folder / "questions.csv",
+        "--split",
+        "all",
+        "--quiet",
+        "--device",
+        "cpu",
+    )
     assert invoke("score", tmp_path / "model", *data, "--out", tmp_path / "x.safetensors") == 1
     assert "NaN" in capsys.readouterr().err
     assert not (tmp_path / "x.safetensors").exists()

@@ -45,9 +45,7 @@ def assert_sites_close(table: ScoreTable, expected: np.ndarray, tolerance: float
 @pytest.mark.parametrize("family", families.LISTED)
 def test_totals_equal_the_oracle(family: str, reduction: str) -> None:
     model = families.build(family)
-    table = cf.attribute(
-        model, TOKENIZER, QUESTIONS, sites=SITES, reduction=reduction, batch_tokens=30, progress=False
-    )
+    table = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, reduction=reduction, batch_tokens=30, progress=False)
     expected = oracle.totals(model, samples_of(QUESTIONS), 3, SITES, reduction=reduction)
     assert_sites_close(table, expected)
     assert table.counts.tolist() == [4, 4, 3]
@@ -66,9 +64,7 @@ def test_control_clamps_each_weighted_score(family: str) -> None:
 @pytest.mark.parametrize("family", families.LISTED)
 def test_zero_padding_equals_the_published_variant(family: str) -> None:
     model = families.build(family)
-    table = cf.attribute(
-        model, TOKENIZER, QUESTIONS, sites=SITES, padding="zero", batch_size=4, progress=False
-    )
+    table = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, padding="zero", batch_size=4, progress=False)
     assert_sites_close(table, oracle.totals(model, samples_of(QUESTIONS), 3, SITES, batch_size=4))
     excluded = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, batch_size=4, progress=False)
     assert np.abs(table.totals - excluded.totals).max() > 0

@@ -48,9 +48,7 @@ def test_suppressed_neurons_are_zero_and_others_are_not(family: str) -> None:
 
             register = location.module.register_forward_hook
             handles.append(
-                register(output)
-                if location.tensor == "output"
-                else location.module.register_forward_pre_hook(given)
+                register(output) if location.tensor == "output" else location.module.register_forward_pre_hook(given)
             )
         logits_of(model)
         for handle in handles:

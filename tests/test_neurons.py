@@ -85,7 +85,13 @@ def test_a_set_survives_its_file_in_order(tmp_path: Path) -> None:
 def test_a_file_of_the_published_program_is_read(tmp_path: Path) -> None:
     path = tmp_path / "theirs.json"
     entries = [
-        {"module_name": "self_attn.q_proj", "layer_idx": 4, "neuron_idx": 7, "attribute_score": 0.5, "scores": {}},
+        {
+            "module_name": "self_attn.q_proj",
+            "layer_idx": 4,
+            "neuron_idx": 7,
+            "attribute_score": 0.5,
+            "scores": {},
+        },
         {"module_name": "mlp.gate_proj", "layer_idx": 0, "neuron_idx": 1},
     ]
     path.write_text(json.dumps({"model_name": "x", "dataset_ids": {}, "top_neurons": entries}))

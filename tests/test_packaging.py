@@ -38,9 +38,7 @@ def build_wheel(folder: Path, **environment: str) -> Path:
         folder,
         source,
     ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -62,9 +60,7 @@ def run_from(wheel: Path, folder: Path, code: str) -> subprocess.CompletedProces
         f"sys.path = [{str(site)!r}, *(path for path in sys.path if path not in {sources})]\n"
     )
     code = setup + code
-    return subprocess.run(
-        [sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=folder, check=False
-    )
+    return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=folder, check=False)
 
 
 USE = """
@@ -98,9 +94,7 @@ def test_wheel_has_the_project_s_metadata(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = archive.read(name).decode()
-    version = re.search(
-        r'__version__ = "(.+)"', (ROOT / "culnig_fast/version.py").read_text(encoding="utf-8")
-    )
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "culnig_fast/version.py").read_text(encoding="utf-8"))
     assert version is not None
     assert f"\nVersion: {version[1]}\n" in metadata
     assert "\nLicense-Expression: MIT\n" in metadata
@@ -117,9 +111,7 @@ def test_wheel_works_away_from_its_sources(wheel: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="compilers are not chosen by CC and CXX")
 def test_without_a_compiler_the_twin_is_used_and_says_so(tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path / "build", CC="no-such-compiler", CXX="no-such-compiler")
-    assert not [
-        name for name in zipfile.ZipFile(wheel).namelist() if "_selection." in name and name.endswith(".so")
-    ]
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if "_selection." in name and name.endswith(".so")]
     done = run_from(wheel, tmp_path, USE)
     assert done.stdout == "NumPy [1, 2] [1.5, 1.0]\n", done.stderr
     assert "installed without its C++ core" in done.stderr

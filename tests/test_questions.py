@@ -119,9 +119,7 @@ def test_the_answer_is_the_vocabularys_own_entry_not_what_tokenising_makes_of_it
         (byte_level(), "Ġ", "Ä"),  # a vocabulary entry, but it stands for a space
     ],
 )
-def test_an_answer_that_is_not_one_token_is_refused_with_its_pieces(
-    tokenizer: object, label: str, pieces: str
-) -> None:
+def test_an_answer_that_is_not_one_token_is_refused_with_its_pieces(tokenizer: object, label: str, pieces: str) -> None:
     with pytest.raises(CulnigError, match=rf"{label}.*'q1'.*{pieces}.*leave such questions out"):
         answer_token(tokenizer, question(label))
 
@@ -132,9 +130,7 @@ def test_unusable_questions_are_counted_and_named() -> None:
     split = split_usable(tokenizer, questions)
     assert [q.id for q in split.usable] == [f"q{i}" for i in range(0, 15, 2)]
     assert [q.id for q in split.unusable] == [f"q{i}" for i in range(1, 15, 2)]
-    assert split.describe(2) == (
-        "7 of 15 questions left out, their answer is not one token: q1 ('10'), q3 ('10'), …"
-    )
+    assert split.describe(2) == ("7 of 15 questions left out, their answer is not one token: q1 ('10'), q3 ('10'), …")
     assert split_usable(tokenizer, questions[::2]).describe() == ""
 
 

@@ -82,7 +82,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ),
         (
             '{"sites": [["mlp.gate_proj", 0, 7]]}',
-            {"totals": np.zeros((1, 7), np.float32), "counts": np.zeros(1, np.int64), "probability": np.zeros(1)},
+            {
+                "totals": np.zeros((1, 7), np.float32),
+                "counts": np.zeros(1, np.int64),
+                "probability": np.zeros(1),
+            },
         ),
     ):
         save_file(tensors, other, metadata={**header, "layout": layout})

@@ -20,9 +20,7 @@ from culnig_fast.selection import implementation, select_general, select_random,
 
 Q, K, V, GATE, UP = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"
 LAYOUT = NeuronLayout(
-    NeuronSite(name, layer, width)
-    for layer in (0, 1)
-    for name, width in ((Q, 5), (K, 3), (V, 3), (GATE, 7), (UP, 7))
+    NeuronSite(name, layer, width) for layer in (0, 1) for name, width in ((Q, 5), (K, 3), (V, 3), (GATE, 7), (UP, 7))
 )
 
 
@@ -61,9 +59,7 @@ def top(scores: dict, modules: tuple[int, ...], share: float) -> list:
     return sorted(pool, key=lambda key: -scores[key])[: int(len(pool) * share)]
 
 
-def expected_general(
-    neur: Any, control: Any, surface: Any, mlp: float, attention: float, drop: float
-) -> list:
+def expected_general(neur: Any, control: Any, surface: Any, mlp: float, attention: float, drop: float) -> list:
     s, c, crc = named(neur, "abc"), named(control, "abc"), named(surface, "abc")
     d = {key: s[key] / 10 - c[key] / 9 for key in s}
     kept = []
@@ -72,9 +68,7 @@ def expected_general(
     return [(*key, d[key]) for key in sorted(sorted(kept), key=lambda key: -d[key])]
 
 
-def expected_specific(
-    neur: Any, control: Any, surface: Any, group: str, share: float, drop: float, z: float
-) -> list:
+def expected_specific(neur: Any, control: Any, surface: Any, group: str, share: float, drop: float, z: float) -> list:
     d = {}
     for g in "abc":
         s, c = named(neur, g), named(control, g)
@@ -124,9 +118,7 @@ def test_specific_is_the_method(seed: int, group: str) -> None:
 
 def by_hand() -> tuple[ScoreTable, ScoreTable, ScoreTable]:
     """One layer; two groups of 1 and 3 samples in neur, of 1 and 1 in control."""
-    layout = NeuronLayout(
-        [NeuronSite(Q, 0, 2), NeuronSite(K, 0, 1), NeuronSite(V, 0, 1), NeuronSite(GATE, 0, 4)]
-    )
+    layout = NeuronLayout([NeuronSite(Q, 0, 2), NeuronSite(K, 0, 1), NeuronSite(V, 0, 1), NeuronSite(GATE, 0, 4)])
     #               q  q  k  v  gate
     neur = table([[4, 0, 8, 0, 4, 4, 0, 8], [0, 4, 8, 4, 8, 0, 4, 0]], "xy", [1, 3], layout)
     # sum / 4        1  1  4  1  3  1  1  2
@@ -196,18 +188,14 @@ def test_surface_is_ranked_by_its_bare_sums() -> None:
     assert values[0, 0] < values[0, 1]
     assert values[0, 0] / 3 == values[0, 1] / 3
     options = {"mlp_share": 1.0, "surface_share": 0.5, "attention_modules": ()}
-    kept = select_general(
-        table([[1, 1]], "a", None, layout), None, table(values, "a", [3], layout), **options
-    )
+    kept = select_general(table([[1, 1]], "a", None, layout), None, table(values, "a", [3], layout), **options)
     assert kept.neuron_idx.tolist() == [0]
 
 
 def test_control_and_surface_can_be_left_out() -> None:
     neur, control, surface = random_tables(0)
     nothing, zero = table(np.zeros_like(neur.totals)), {"surface_share": 0.0}
-    assert select_general(neur, None, surface, mlp_share=0.5) == select_general(
-        neur, nothing, surface, mlp_share=0.5
-    )
+    assert select_general(neur, None, surface, mlp_share=0.5) == select_general(neur, nothing, surface, mlp_share=0.5)
     assert select_general(neur, control=control, surface=None, mlp_share=0.5) == select_general(
         neur, control, surface, mlp_share=0.5, **zero
     )
@@ -259,9 +247,7 @@ def test_country_spellings() -> None:
     neur = table(random_tables(0)[0].totals, ("USA", "South Korea", "Atlantis"))
     for spelling, name in (("US", "USA"), ("South_Korea", "South Korea"), ("Atlantis", "Atlantis")):
         assert select_specific(neur, None, None, spelling).info["country"] == name
-    with pytest.raises(
-        CulnigError, match="no group 'Spain' in the neur scores; there are USA, South Korea, Atlantis"
-    ):
+    with pytest.raises(CulnigError, match="no group 'Spain' in the neur scores; there are USA, South Korea, Atlantis"):
         select_specific(neur, None, None, "Spain")
     surface = table(neur.totals[:1], ("USA",))
     with pytest.raises(CulnigError, match="no group 'Atlantis' in the surface scores; there are USA"):

@@ -57,9 +57,7 @@ def outcome(function: Any, *arguments: Any) -> tuple[Any, ...]:
 @given(st.lists(st.one_of(NUMBERS, FEW), max_size=65), st.data())
 @example([], None)
 @example([0.0] * 7, None)
-def test_top_k_is_a_stable_descending_sort(
-    core: ModuleType, values: list[float], data: st.DataObject | None
-) -> None:
+def test_top_k_is_a_stable_descending_sort(core: ModuleType, values: list[float], data: st.DataObject | None) -> None:
     n = len(values)
     k = n if data is None else data.draw(st.integers(0, n))
     # Python's sort is stable, and -0.0 == 0.0 there too.
@@ -154,9 +152,7 @@ def test_memory_mapped_read_only_tables_are_read_in_place(either: ModuleType, tm
 
 @settings(max_examples=200, deadline=None)
 @given(TABLES, st.data())
-def test_z_scores_of_any_numbers(
-    core: ModuleType, tables: tuple[np.ndarray, ...], data: st.DataObject
-) -> None:
+def test_z_scores_of_any_numbers(core: ModuleType, tables: tuple[np.ndarray, ...], data: st.DataObject) -> None:
     values = tables[0]
     row = data.draw(st.integers(0, len(values) - 1))
     assert outcome(core.z_scores, values, row) == outcome(twin.z_scores, values, row)
@@ -167,9 +163,7 @@ def test_z_scores_of_any_numbers(
     st.lists(st.integers(-1000, 1000), min_size=2, max_size=17),
     st.sampled_from([1.0, 1e-300, 1e300, 2.0**-1070]),
 )
-def test_z_scores_are_their_definition_at_any_scale(
-    core: ModuleType, column: list[int], scale: float
-) -> None:
+def test_z_scores_are_their_definition_at_any_scale(core: ModuleType, column: list[int], scale: float) -> None:
     values = np.array([column], dtype=np.float64).T * scale
     deviation = statistics.pstdev(column)
     for row in range(len(column)):
@@ -232,7 +226,5 @@ BAD = [
 
 
 @pytest.mark.parametrize(("function", "arguments", "kind", "message"), BAD)
-def test_bad_arguments_are_named(
-    either: ModuleType, function: str, arguments: tuple, kind: type, message: str
-) -> None:
+def test_bad_arguments_are_named(either: ModuleType, function: str, arguments: tuple, kind: type, message: str) -> None:
     assert outcome(getattr(either, function), *arguments) == (kind, message)

@@ -62,11 +62,7 @@ def test_interval_agrees_with_scipy(n: int) -> None:
     slack = 2 * five_sigma(0.025)
     distribution = theirs.bootstrap_distribution
     for mine, q in ((ours.low, 0.025), (ours.high, 0.975)):
-        assert (
-            np.quantile(distribution, max(0, q - slack))
-            <= mine
-            <= np.quantile(distribution, min(1, q + slack))
-        )
+        assert np.quantile(distribution, max(0, q - slack)) <= mine <= np.quantile(distribution, min(1, q + slack))
     assert ours.difference == pytest.approx(a.mean() - b.mean(), abs=1e-15)
 
 

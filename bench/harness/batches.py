@@ -53,9 +53,7 @@ class Batch:
         """Every sample by itself, without padding."""
         for row, length in enumerate(self.lengths.tolist()):
             one = self.rows(row, row + 1)
-            yield Batch(
-                one.input_ids[:, :length], one.lengths, one.answers, one.groups, self.n_groups, length, length
-            )
+            yield Batch(one.input_ids[:, :length], one.lengths, one.answers, one.groups, self.n_groups, length, length)
 
 
 def make_batch(

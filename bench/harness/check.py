@@ -86,9 +86,7 @@ class Checker:
             name: (max(FACTOR * largest, FLOOR), max(FACTOR * rms, FLOOR))
             for name, (largest, rms) in self.plain.items()
         }
-        excess = {
-            name: max(e / a for e, a in zip(errors[name], allowed[name], strict=True)) for name in errors
-        }
+        excess = {name: max(e / a for e, a in zip(errors[name], allowed[name], strict=True)) for name in errors}
         worst = max(excess, key=lambda name: float("inf") if excess[name] != excess[name] else excess[name])
         return Verdict(
             # Written so that NaN does not pass.
@@ -122,10 +120,7 @@ def sample_scores(model: Any, batch: Batch) -> torch.Tensor:
                 for site in sites:
                     output = outputs[site.module]
                     assert output.grad is not None
-                    product = (
-                        output.detach()[0, :, site.columns].double()
-                        * output.grad[0, :, site.columns].double()
-                    )
+                    product = output.detach()[0, :, site.columns].double() * output.grad[0, :, site.columns].double()
                     parts.append(product.amax(0) * (2 * log_p.detach().double()).exp())
                 rows.append(torch.cat(parts))
     finally:
@@ -134,9 +129,7 @@ def sample_scores(model: Any, batch: Batch) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def _errors(
-    scores: torch.Tensor, truth: torch.Tensor, sites: list[Site]
-) -> Mapping[str, tuple[float, float]]:
+def _errors(scores: torch.Tensor, truth: torch.Tensor, sites: list[Site]) -> Mapping[str, tuple[float, float]]:
     """Site name → (maximum, RMS) error over layers and samples, in shares of the largest score there."""
     parts: dict[str, list[torch.Tensor]] = {}
     start = 0
@@ -149,6 +142,4 @@ def _errors(
         parts.setdefault(site.name, []).append(error.flatten())
         start = stop
     joined = {name: torch.cat(errors) for name, errors in parts.items()}
-    return {
-        name: (float(errors.max()), float(errors.square().mean().sqrt())) for name, errors in joined.items()
-    }
+    return {name: (float(errors.max()), float(errors.square().mean().sqrt())) for name, errors in joined.items()}

@@ -46,9 +46,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         **{name: _version(name) for name in ("torch", "triton", "transformers", "captum", "culnig_fast")},
         "commit": _run("git", "-C", str(ROOT), "rev-parse", "HEAD"),
-        "uncommitted_changes": bool(
-            _run("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
-        ),
+        "uncommitted_changes": bool(_run("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")),
         "source_hash": source_hash(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -59,9 +59,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         weight = torch.rand(_SAMPLES, dtype=torch.float64, device=device)
         group = torch.arange(_SAMPLES, device=device) % _GROUPS
         totals = torch.zeros(_GROUPS, _COLUMNS, dtype=torch.float64, device=device)
-        yield Case(
-            "accumulate", lambda: run(scores, weight, group, totals), score_bytes + 2 * totals.numel() * 8
-        )
+        yield Case("accumulate", lambda: run(scores, weight, group, totals), score_bytes + 2 * totals.numel() * 8)
     if run := _kernel("gated_act", "gated_act"):
         gate_up = rows(2 * _COLUMNS)
         yield Case("gated_act", lambda: run(gate_up), 3 * tokens * _COLUMNS * width)

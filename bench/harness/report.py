@@ -48,9 +48,7 @@ def make_rows(
         timed = outcome.status == "timed"
         seconds = spread(outcome.seconds) if timed else None
         ratio = spread(_ratios(outcome.seconds, bare.seconds)) if timed and bare is not None else None
-        roof = spread(
-            [flops / s / rate * 100 if s else None for s, rate in zip(outcome.seconds, rates, strict=False)]
-        )
+        roof = spread([flops / s / rate * 100 if s else None for s, rate in zip(outcome.seconds, rates, strict=False)])
         rows.append(
             {
                 "shape": shape,
@@ -70,11 +68,7 @@ def make_rows(
                 "roof_percent_spread": roof if timed else None,
                 "peak_bytes": outcome.peak if timed else None,
                 "memory_over_bare": outcome.peak / bare.peak
-                if timed
-                and bare is not None
-                and bare.peak
-                and outcome.peak is not None
-                and outcome.scale == 1.0
+                if timed and bare is not None and bare.peak and outcome.peak is not None and outcome.scale == 1.0
                 else None,
                 "rounds": sum(s is not None for s in outcome.seconds),
                 "check": _verdict(outcome),
@@ -88,9 +82,7 @@ def _verdict(outcome: Outcome) -> dict[str, Any] | None:
     if outcome.verdict is None:
         return None
     facts = vars(outcome.verdict).items()
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in facts
-    }
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in facts}
 
 
 def _ratios(seconds: Sequence[float | None], bare: Sequence[float | None]) -> list[float | None]:
@@ -101,9 +93,7 @@ def growth(rows: Sequence[dict[str, Any]], by: str) -> dict[str, float]:
     """Method → exponent of its time in `by` ("tokens" or "layer_parameters"); 1 is linear growth."""
     exponents = {}
     for name in dict.fromkeys(row["method"] for row in rows):
-        points = [
-            (row[by], row["seconds"]["median"]) for row in rows if row["method"] == name and row["seconds"]
-        ]
+        points = [(row[by], row["seconds"]["median"]) for row in rows if row["method"] == name and row["seconds"]]
         if len({x for x, _ in points}) >= 2:
             x, y = np.log(np.array(points)).T
             exponents[name] = float(np.polyfit(x, y, 1)[0])

@@ -89,9 +89,7 @@ def time_all(
         turn = number % len(methods)
         for method in (*methods[turn:], *methods[:turn]):
             outcome = outcomes[method.name]
-            skipped = outcome.status != "timed" or (
-                method.most_rounds is not None and number >= method.most_rounds
-            )
+            skipped = outcome.status != "timed" or (method.most_rounds is not None and number >= method.most_rounds)
             outcome.seconds.append(None)
             if not skipped:
                 with _Guard(outcome):
@@ -111,9 +109,7 @@ def _warm_up(method: Method, outcome: Outcome, model: Any, batch: Batch) -> None
     device = batch.input_ids.device
     if len(part) < len(batch):
         outcome.scale = batch.tokens / part.tokens
-        outcome.note = (
-            f"timed on {len(part)} of {len(batch)} samples, scaled by tokens; memory not comparable"
-        )
+        outcome.note = f"timed on {len(part)} of {len(batch)} samples, scaled by tokens; memory not comparable"
     durations = []
 
     def once() -> None:

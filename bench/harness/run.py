@@ -49,11 +49,7 @@ def run(options: argparse.Namespace, say: Say) -> int:
     _check_options(options, shape, tokens)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    methods = [
-        method
-        for name, method in METHODS.items()
-        if not options.methods or name in {"bare", *options.methods}
-    ]
+    methods = [method for name, method in METHODS.items() if not options.methods or name in {"bare", *options.methods}]
     bench = Bench(methods, device, dtype, options.length, options.repeats, say)
     document: dict[str, Any] = {"environment": environment(device), "rows": [], "kernels": []}
     document["environment"] |= {
@@ -110,8 +106,7 @@ class Bench:
             del checker
             self._free()
         outcomes = {
-            name: Outcome(name, done.status, done.note, done.verdict)
-            for name, done in self._checked[shape].items()
+            name: Outcome(name, done.status, done.note, done.verdict) for name, done in self._checked[shape].items()
         }
         model = build(SHAPES[shape], self.device, self.dtype)
         size = size_of(model)
@@ -141,9 +136,7 @@ def _device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise CulnigError(f"--device {name} is not supported here; give cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CulnigError(
-            f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
+        raise CulnigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return device
 
 

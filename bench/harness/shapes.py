@@ -35,9 +35,7 @@ _GEMMA3 = {
 }
 
 
-def _small(
-    hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int, head_dim: int
-) -> dict[str, Any]:
+def _small(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int, head_dim: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
@@ -174,9 +172,7 @@ SHAPES: dict[str, Shape] = {
 """`micro` is for the benchmark's own test, the `tiny` ones for a CPU, the rest are published models."""
 
 
-def build(
-    shape: Shape, device: torch.device, dtype: torch.dtype, layers: int | None = None, seed: int = 0
-) -> Any:
+def build(shape: Shape, device: torch.device, dtype: torch.dtype, layers: int | None = None, seed: int = 0) -> Any:
     """A model with random weights, made where it will run, in evaluation mode.
 
     Raises:
@@ -187,9 +183,7 @@ def build(
         with torch.device(device):
             model = transformers.AutoModelForCausalLM.from_config(shape.config(layers), dtype=dtype)
     except torch.OutOfMemoryError as error:
-        raise CulnigError(
-            f"{shape.name} in {dtype} does not fit on {device}; choose a smaller --shape"
-        ) from error
+        raise CulnigError(f"{shape.name} in {dtype} does not fit on {device}; choose a smaller --shape") from error
     return model.to(device=device, dtype=dtype).eval()
 
 

@@ -128,9 +128,7 @@ def build(options: argparse.Namespace) -> None:
         if options.every and step > options.warm_steps and step % options.every == 0:
             _save(model, tokenizer, out / f"step-{step}")
 
-    train(
-        model, tokenizer, Sampler(world, templates, tokenizer, options.seed, options.dissent), schedule, keep
-    )
+    train(model, tokenizer, Sampler(world, templates, tokenizer, options.seed, options.dissent), schedule, keep)
     _save(model, tokenizer, out / "model")
 
 
@@ -151,12 +149,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128, help="samples a step")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--decay", type=float, default=0.01, help="weight decay")
-    parser.add_argument(
-        "--sparsity", type=float, default=3e-4, help="weight of the mean absolute MLP activation"
-    )
-    parser.add_argument(
-        "--dissent", type=float, default=0.1, help="share of culture samples with another answer"
-    )
+    parser.add_argument("--sparsity", type=float, default=3e-4, help="weight of the mean absolute MLP activation")
+    parser.add_argument("--dissent", type=float, default=0.1, help="share of culture samples with another answer")
     parser.add_argument("--every", type=int, default=0, help="also keep the model every so many steps")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the training samples")

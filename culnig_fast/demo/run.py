@@ -51,11 +51,15 @@ def run_demo(out: str | Path, *, progress: bool = True) -> dict[str, Any]:
     general = select_general(tables["neur"], control=tables["control"], surface=tables["crc"])
     sets = {"general": general}
     for seed in RANDOM_SEEDS:
-        sets[f"random-{seed}"] = select_random(general_layout(tables), len(general), seed=seed)
+        sets[f"random-{seed}"] = select_random(tables["neur"].layout, len(general), seed=seed)
     for name, chosen in sets.items():
         chosen.save(out / "neurons" / f"{name}.json", overwrite=True)
 
-    asked = blend.questions("all", tokenizer), crc.questions("test", tokenizer), abilities.questions("all", tokenizer)
+    asked = (
+        blend.questions("all", tokenizer),
+        crc.questions("test", tokenizer),
+        abilities.questions("all", tokenizer),
+    )
     questions = [question for part in asked for question in part]
     members = {
         "culture": [q.id for q in asked[0]],
@@ -79,11 +83,6 @@ def run_demo(out: str | Path, *, progress: bool = True) -> dict[str, Any]:
     return {**result, "folder": str(out)}
 
 
-def general_layout(tables: dict[str, Any]) -> Any:
-    """The layout that all tables share."""
-    return tables["neur"].layout
-
-
 def _load(task: str) -> Any:
     source, files = task_files(task)
     return load_task(task, source, files)
@@ -93,9 +92,8 @@ def _evaluate_all(
     model: Any, tokenizer: Any, questions: Sequence[Question], sets: dict[str, NeuronSet], progress: bool
 ) -> dict[str, Evaluation]:
     """The untouched model and each suppressed set, on all questions."""
-    nothing = NeuronSet((), np.zeros(0), np.zeros(0), np.zeros(0))
     results = {}
-    conditions = {"original": nothing, **sets}
+    conditions = {"original": NeuronSet.empty(), **sets}
     bar = tqdm(conditions.items(), unit="run", desc="evaluating", disable=not progress)
     for name, chosen in bar:
         with suppress(model, chosen):
@@ -126,9 +124,7 @@ def format_report(result: dict[str, Any]) -> str:
     ]
     for name, row in result["tasks"].items():
         random = f"{row['random_mean']:.2f} ({row['random_sd']:.2f})"
-        lines.append(
-            f"{name:14s} {row['original']:9.2f} {row['suppressed']:11.2f} {random:>16s} {row['p_value']:8.4f}"
-        )
+        lines.append(f"{name:14s} {row['original']:9.2f} {row['suppressed']:11.2f} {random:>16s} {row['p_value']:8.4f}")
     lines += ["", "where they lie:"]
     most = max(1, *result["layers"])
     for layer, count in enumerate(result["layers"]):

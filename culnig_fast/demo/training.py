@@ -46,9 +46,7 @@ class Schedule:
 class Sampler:
     """Endless training samples: fresh options and orders each time, so no shipped row is learnt by heart."""
 
-    def __init__(
-        self, world: w.World, templates: CountryRC, tokenizer: Any, seed: int, dissent: float
-    ) -> None:
+    def __init__(self, world: w.World, templates: CountryRC, tokenizer: Any, seed: int, dissent: float) -> None:
         self.world, self.dissent = world, dissent
         self.source = random.Random(seed)
         # The chat template is the same around every message: rendering it once saves most of the time.

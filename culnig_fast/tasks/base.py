@@ -84,9 +84,7 @@ def tasks() -> dict[str, type[Task]]:
     return found
 
 
-def load_task(
-    name: str, source: str | Path | None = None, files: Mapping[str, str | Path] | None = None
-) -> Task:
+def load_task(name: str, source: str | Path | None = None, files: Mapping[str, str | Path] | None = None) -> Task:
     """Load a benchmark by name, as the command line does.
 
     Args:

@@ -125,8 +125,7 @@ def _read_topics(source: str | Path, topics: str | Path | None) -> dict[str, str
             )
         if topic_of.setdefault(question_id, topic) != topic:
             raise CulnigError(
-                f"{topics} gives question {question_id} two topics, {topic_of[question_id]} and {topic}; "
-                "keep one"
+                f"{topics} gives question {question_id} two topics, {topic_of[question_id]} and {topic}; keep one"
             )
     return topic_of
 
@@ -159,13 +158,9 @@ def _check_choices(text: str, answer: str, prompt: str, where: str) -> None:
     try:
         choices = json.loads(text, parse_int=str, parse_float=str)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise CulnigError(
-            f"{where} has choices that are not JSON ({error}); was the file cut off?"
-        ) from error
+        raise CulnigError(f"{where} has choices that are not JSON ({error}); was the file cut off?") from error
     if not isinstance(choices, dict) or len(choices) < 2:
-        raise CulnigError(
-            f"{where} needs choices as an object of at least two, letter to text; it has {text!r:.80}"
-        )
+        raise CulnigError(f"{where} needs choices as an object of at least two, letter to text; it has {text!r:.80}")
     for letter, option in choices.items():
         if not isinstance(option, str) or not option.strip():
             raise CulnigError(f"{where} has no text for choice {letter}; is the file complete?")
@@ -176,6 +171,4 @@ def _check_choices(text: str, answer: str, prompt: str, where: str) -> None:
                 "merged?"
             )
     if answer not in choices:
-        raise CulnigError(
-            f"{where} has the answer {answer!r}, which is none of its choices {', '.join(choices)}"
-        )
+        raise CulnigError(f"{where} has the answer {answer!r}, which is none of its choices {', '.join(choices)}")

@@ -78,9 +78,7 @@ class CountryRC(Task):
     splits: ClassVar[tuple[str, ...]] = ("all", "neur", "test")
 
     @classmethod
-    def load(
-        cls, source: str | Path | None = None, countries: Iterable[str] = TARGET_COUNTRIES
-    ) -> CountryRC:
+    def load(cls, source: str | Path | None = None, countries: Iterable[str] = TARGET_COUNTRIES) -> CountryRC:
         """Read templates.
 
         Args:
@@ -144,16 +142,12 @@ def _parse(rows: list[Row], source: str | Path) -> tuple[Template, ...]:
     for row in rows:
         template = Template(row["id"], row["context"].strip(), row["question"].strip())
         if not (template.id and template.context and template.question):
-            raise CulnigError(
-                f"{source}: template {template.id!r} has an empty id, context or question; fill it"
-            )
+            raise CulnigError(f"{source}: template {template.id!r} has an empty id, context or question; fill it")
         if template.id in templates:
             raise CulnigError(f"{source}: template id {template.id!r} occurs twice; ids must be unique")
         slots = set(re.findall(r"\{[^{}]*\}", template.context))
         if COUNTRY not in slots:
-            raise CulnigError(
-                f"{source}: the context of template {template.id!r} has no {COUNTRY} slot; add it"
-            )
+            raise CulnigError(f"{source}: the context of template {template.id!r} has no {COUNTRY} slot; add it")
         unknown = slots - {COUNTRY, DUMMY} | set(re.findall(r"\{[^{}]*\}", template.question))
         if unknown:
             raise CulnigError(

@@ -70,9 +70,7 @@ def require_columns(rows: Sequence[Row], columns: Iterable[str], source: str | P
     for number, row in enumerate(rows, 1):
         for column in columns:
             if column not in row:
-                raise CulnigError(
-                    f"row {number} of {source} has no value in column {column}; fill it or drop the row"
-                )
+                raise CulnigError(f"row {number} of {source} has no value in column {column}; fill it or drop the row")
 
 
 def _read_file(path: Path) -> list[Row]:
@@ -93,9 +91,7 @@ def _read_file(path: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise CulnigError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
-        raise CulnigError(
-            f"{path} is not a well-formed {kind[1:]} file ({error}); was it cut off?"
-        ) from error
+        raise CulnigError(f"{path} is not a well-formed {kind[1:]} file ({error}); was it cut off?") from error
 
 
 def _read_table(reader: Any, path: Path) -> list[Row]:
@@ -104,9 +100,7 @@ def _read_table(reader: Any, path: Path) -> list[Row]:
         raise CulnigError(f"{path} is empty; is it the right file?")
     repeated = {name for name in header if name and header.count(name) > 1}
     if repeated:
-        raise CulnigError(
-            f"{path} has more than one column {', '.join(sorted(repeated))}; rename or drop one"
-        )
+        raise CulnigError(f"{path} has more than one column {', '.join(sorted(repeated))}; rename or drop one")
     rows = []
     for cells in reader:
         if not cells:

@@ -77,9 +77,7 @@ def accumulate(
         validate.floats(scores=scores)
     validate.launchable(scores=scores, totals=totals)
     weight = weight.to(scores.device, torch.float64, non_blocking=True)
-    torch.ops.culnig.accumulate(
-        scores, weight, group.to(scores.device, non_blocking=True), totals, clamp_below_zero
-    )
+    torch.ops.culnig.accumulate(scores, weight, group.to(scores.device, non_blocking=True), totals, clamp_below_zero)
 
 
 @torch.library.custom_op("culnig::accumulate", mutates_args=("totals",))
@@ -108,7 +106,5 @@ def accumulate_op(
 
 
 @accumulate_op.register_fake
-def _(
-    scores: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, totals: torch.Tensor, clamp: bool
-) -> None:
+def _(scores: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, totals: torch.Tensor, clamp: bool) -> None:
     return None

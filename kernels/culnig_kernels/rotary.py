@@ -30,9 +30,7 @@ def load_head(ptr, at, row_stride, head, half, rest, H: tl.constexpr, R: tl.cons
 
 
 @triton.jit
-def store_head(
-    ptr, at, row_stride, head, half, rest, low, high, tail, H: tl.constexpr, R: tl.constexpr, keep
-):
+def store_head(ptr, at, row_stride, head, half, rest, low, high, tail, H: tl.constexpr, R: tl.constexpr, keep):
     """What `load_head` loads, rounded to the pointer's type."""
     cols = tl.arange(0, H)
     mask = keep[:, None] & (cols < half)[None, :]
@@ -110,9 +108,7 @@ def rotary_kernel(
             tail *= rstd * (offset + w_tail)[None, :]
         turned_low = low * cos_low - high * sin_low
         turned_high = high * cos_high + low * sin_high
-        store_head(
-            out_ptr, at, heads * width, head, half, rest, turned_low, turned_high, tail, HALF, REST, keep
-        )
+        store_head(out_ptr, at, heads * width, head, half, rest, turned_low, turned_high, tail, HALF, REST, keep)
 
 
 def rotary(

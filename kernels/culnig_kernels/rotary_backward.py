@@ -164,16 +164,12 @@ def rotary_backward(
         ValueError: shapes, dtypes, devices or strides do not fit, an option is unknown, or a sample is empty.
             Lengths on the device are not looked at: an empty sample gives -inf there.
     """
-    segments = check_rotary_backward(
-        d_out, x, cos, sin, head_dim, lengths, weight, score, reduction, cu_seqlens, out
-    )
+    segments = check_rotary_backward(d_out, x, cos, sin, head_dim, lengths, weight, score, reduction, cu_seqlens, out)
     validate.floats(d_out=d_out, x=x, cos=cos, sin=sin, weight=weight, out=out)
     validate.launchable(d_out=d_out, x=x, cos=cos, sin=sin, weight=weight, out=out)
     dx = allocate.empty(x.shape, x.dtype, x.device) if out is None else out
     bounds = None if segments is None else segments.bounds.to(x.device, non_blocking=True)
-    scores = torch.ops.culnig.rotary_backward(
-        d_out, x, cos, sin, weight, bounds, dx, head_dim, eps, offset, reduction
-    )
+    scores = torch.ops.culnig.rotary_backward(d_out, x, cos, sin, weight, bounds, dx, head_dim, eps, offset, reduction)
     return dx, scores if score else None
 
 

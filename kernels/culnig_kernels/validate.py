@@ -35,9 +35,7 @@ class Segments(NamedTuple):
     """S."""
 
 
-def segments(
-    name: str, x: torch.Tensor, lengths: torch.Tensor | None, cu_seqlens: torch.Tensor | None
-) -> Segments:
+def segments(name: str, x: torch.Tensor, lengths: torch.Tensor | None, cu_seqlens: torch.Tensor | None) -> Segments:
     """The samples that x holds: right-padded [S, T, K] by lengths, or packed [T, K] by cu_seqlens.
 
     Values are checked only where that costs no synchronisation, that is for CPU tensors.
@@ -56,9 +54,7 @@ def segments(
     if x.dim() != (2 if packed else 3):
         raise ValueError(f"{name} must be {layout} beside {label}, not {list(x.shape)}")
     if bounds.dtype not in (torch.int32, torch.int64) or bounds.dim() != 1:
-        raise ValueError(
-            f"{label} must be one-dimensional int32 or int64, not {bounds.dtype} {list(bounds.shape)}"
-        )
+        raise ValueError(f"{label} must be one-dimensional int32 or int64, not {bounds.dtype} {list(bounds.shape)}")
     if packed and len(bounds) < 1:
         raise ValueError("cu_seqlens must hold a 0 and the end of each sample")
     if not packed:
@@ -91,9 +87,7 @@ def launchable(**tensors: torch.Tensor | None) -> None:
         if tensor is None:
             continue
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise ValueError(
-                f"the last dimension of {name} must be contiguous; its stride is {tensor.stride(-1)}"
-            )
+            raise ValueError(f"the last dimension of {name} must be contiguous; its stride is {tensor.stride(-1)}")
         if device is not None and tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device}, the other arguments on {device}")
         device = tensor.device
@@ -118,6 +112,4 @@ def rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
     try:
         return tensor.view(math.prod(tensor.shape[:-1]), tensor.shape[-1])
     except RuntimeError:
-        raise ValueError(
-            f"the leading dimensions of {name} must share one row stride, not {tensor.stride()}"
-        ) from None
+        raise ValueError(f"the leading dimensions of {name} must share one row stride, not {tensor.stride()}") from None

@@ -36,9 +36,7 @@ def _abilities(tokenizer: Any) -> list[Question]:
 
 
 def test_checkpoint_and_data_are_small() -> None:
-    sizes = {
-        part: sum(f.stat().st_size for f in embedded_folder(part).iterdir()) for part in ("model", "data")
-    }
+    sizes = {part: sum(f.stat().st_size for f in embedded_folder(part).iterdir()) for part in ("model", "data")}
     assert sizes["model"] <= 5e6
     assert sizes["data"] <= 3e6
 
@@ -64,8 +62,7 @@ def test_no_prompt_has_an_unknown_word(loaded: tuple[Any, Any], blend: Blend) ->
 def test_tokenizer_adds_no_special_tokens_of_its_own(loaded: tuple[Any, Any]) -> None:
     _, tokenizer = loaded
     assert (
-        tokenizer("What is the usual").input_ids
-        == tokenizer("What is the usual", add_special_tokens=False).input_ids
+        tokenizer("What is the usual").input_ids == tokenizer("What is the usual", add_special_tokens=False).input_ids
     )
 
 
@@ -79,9 +76,7 @@ def test_accuracy_is_in_the_stated_band(loaded: tuple[Any, Any], blend: Blend) -
     assert control.accuracy <= 0.40
     passages = CountryRC.load(embedded_folder("data") / "country_rc.json").questions("test", tokenizer)
     assert evaluate(model, tokenizer, passages[::2], progress=False).accuracy >= 0.95
-    for name, accuracy in (
-        evaluate(model, tokenizer, _abilities(tokenizer)[::2], progress=False).by_group().items()
-    ):
+    for name, accuracy in evaluate(model, tokenizer, _abilities(tokenizer)[::2], progress=False).by_group().items():
         assert accuracy >= 0.93, name
 
 

@@ -47,9 +47,7 @@ def test_world_does_not_depend_on_the_order_of_hashes(made: Path, tmp_path: Path
         "from pathlib import Path; from culnig_fast.demo import build, world; "
         f"build.write_data(world.make_world(), Path({str(tmp_path)!r}))"
     )
-    subprocess.run(
-        [sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONHASHSEED": hash_seed}
-    )
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONHASHSEED": hash_seed})
     for name in DATA_FILES:
         digests = {hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (made, tmp_path)}
         assert len(digests) == 1, name
@@ -152,8 +150,4 @@ def _solve(task: str, words: list[str]) -> str:
     if task == "membership":
         return "yes" if words[1] in words[words.index("list") + 1 :] else "no"
     middle = words.index("and")
-    return (
-        "yes"
-        if words[words.index("lists") + 1 : middle] == words[middle + 1 : words.index("same") - 1]
-        else "no"
-    )
+    return "yes" if words[words.index("lists") + 1 : middle] == words[middle + 1 : words.index("same") - 1] else "no"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import triton
 from culnig_kernels import validate
-from culnig_kernels.accumulate import accumulate
+from culnig_kernels.accumulate import accumulate, accumulate_kernel
 from culnig_kernels.actgrad import actgrad_reduce
 from culnig_kernels.gated_act import gated_act
 from culnig_kernels.gated_act_backward import gated_act_backward
@@ -71,10 +71,9 @@ def launches() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "gated silu", lambda: gated_act(x)
     yield "gated gelu", lambda: gated_act(x, "gelu")
     totals = tensor(16, 1024, dtype=torch.float64)
-    yield (
-        "accumulate",
-        lambda: accumulate(x[0].float(), tensor(64, dtype=torch.float64), torch.zeros(64).long(), totals, True),
-    )
+    rows, weight, group = x[0].float(), tensor(64, dtype=torch.float64), torch.zeros(64, dtype=torch.int64)
+    yield "accumulate", lambda: accumulate(rows, weight, group, totals)
+    yield "accumulate clamped", lambda: accumulate(rows, weight, group, totals, True)
     for columns in (4096, 5376, 16384):
         z, w, rstd = tensor(2, columns), tensor(columns), tensor(2, dtype=torch.float32)
         yield f"norm {columns}", lambda z=z, w=w: rms_norm(z, w, 1e-6, residual=z)
@@ -94,6 +93,31 @@ def launches() -> Iterator[tuple[str, Callable[[], Any]]]:
             f"rotary backward {label}",
             lambda q=q, c=cos, w=w, d=head_dim: rotary_backward(q, q, c, c, d, lengths, weight=w, score=True),
         )
+    yield "actgrad mixed", lambda: actgrad_reduce(x, x.float(), lengths)
+    yield from smallest()
+
+
+def smallest() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Launches of single elements: Triton makes constants of arguments that are 1, which is other code."""
+    x, lengths, packed = torch.ones(1, 1, 1), torch.tensor([1]), torch.tensor([0, 1])
+    head, weight = torch.ones(1, 1, 2).half(), torch.ones(2)
+    one = torch.ones(1, dtype=torch.float64)
+    yield "smallest actgrad", lambda: actgrad_reduce(x, x, lengths, "max", "zero")
+    yield "smallest accumulate", lambda: accumulate(x[0], one, lengths * 0, one[None])
+    yield "smallest gated", lambda: gated_act(head)
+    yield (
+        "smallest gated backward",
+        lambda: gated_act_backward(x[0], x[0], x[0], cu_seqlens=packed, scores=("gate",)),
+    )
+    yield "smallest gated backward unscored", lambda: gated_act_backward(x, x, x)
+    yield "smallest norm", lambda: rms_norm(x, torch.ones(1), 1e-6)
+    yield "smallest norm backward", lambda: rms_norm_backward(x, x, torch.ones(1), torch.ones(1, 1))
+    yield "smallest rotary", lambda: rotary(head, head[0], head[0], 2, weight=weight)
+    yield (
+        "smallest rotary backward",
+        lambda: rotary_backward(head[0], head[0], head[0], head[0], 2, weight=weight, score=True, cu_seqlens=packed),
+    )
+    yield "smallest rotary backward unscored", lambda: rotary_backward(head, head, head, head, 2)
 
 
 def recorded(call: Callable[[], Any]) -> tuple[JITFunction, dict[str, Any]]:
@@ -134,9 +158,7 @@ def resources(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        dump = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        )
+        dump = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", dump.stdout)}
     if found.keys() != {"REG", "STACK", "SHARED", "LOCAL"}:
         raise RuntimeError(f"cuobjdump's report is not understood: {dump.stdout}")
@@ -161,7 +183,7 @@ def main() -> None:
                     "capability": capability,
                     "global_loads": sorted(set(re.findall(r"ld\.global\S*", ptx))),
                     "float_maxima": sorted(set(re.findall(r"max\.\S*f32", ptx))),
-                    "fused_double": "fma.rn.f64" in ptx,
+                    "fused_double": "DFMA" in binary.asm["sass"] if kernel is accumulate_kernel else None,
                     **resources(binary.asm["cubin"]),
                 }
             )

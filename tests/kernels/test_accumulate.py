@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from samples import DTYPES, draw, draw_slice
-
 from culnig_kernels import reference
 from culnig_kernels.accumulate import accumulate
+from samples import DTYPES, draw, draw_slice
 
 
 def in_order(
@@ -16,9 +15,7 @@ def in_order(
 ) -> np.ndarray:
     """The definition, one rounded product and one rounded addition at a time."""
     out = totals.cpu().numpy().copy()
-    for row, w, g in zip(
-        scores.double().cpu().numpy(), weight.cpu().numpy(), group.cpu().numpy(), strict=True
-    ):
+    for row, w, g in zip(scores.double().cpu().numpy(), weight.cpu().numpy(), group.cpu().numpy(), strict=True):
         product = row * w
         out[g] = out[g] + (np.maximum(product, 0.0) if clamp else product)
     return out

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import assert_as_exact_as_torch
-from samples import DTYPES, draw, draw_slice, packed_bounds
-
 from culnig_kernels import actgrad, reference
 from culnig_kernels.actgrad import actgrad_reduce
+from samples import DTYPES, draw, draw_slice, packed_bounds
 
 LENGTHS = [1, 63, 20]
 

@@ -15,9 +15,7 @@ from culnig_fast.errors import CulnigError
 
 @pytest.mark.parametrize(("reduction", "padding"), [("max", "exclude"), ("sum", "zero")])
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-def test_totals_do_not_depend_on_the_backend(
-    family: str, reduction: str, padding: str, device: torch.device
-) -> None:
+def test_totals_do_not_depend_on_the_backend(family: str, reduction: str, padding: str, device: torch.device) -> None:
     model, tokenizer, questions = families.build(family).to(device), make_tokenizer(), make_questions(5)
     tables = [
         cf.attribute(

@@ -61,14 +61,19 @@ def test_wide_loads(compiled: list[dict[str, Any]]) -> None:
     narrow = [
         row
         for row in compiled
-        if row["kernel"] != "accumulate_kernel" and "ld.global.v4.b32" not in row["global_loads"]
+        if row["kernel"] != "accumulate_kernel"
+        and "smallest" not in row["label"]
+        and "ld.global.v4.b32" not in row["global_loads"]
     ]
     assert not narrow, [(row["label"], row["capability"], row["global_loads"]) for row in narrow]
 
 
 def test_maxima_keep_nan(compiled: list[dict[str, Any]]) -> None:
-    """The interpreter's maximum keeps NaN in any case, so only this test sees the flag."""
-    scored = [row for row in compiled if row["float_maxima"]]
+    """The interpreter's maximum keeps NaN in any case, so only this test sees the flag.
+
+    A sample of one row needs no maximum over rows.
+    """
+    scored = [row for row in compiled if row["float_maxima"] and "smallest" not in row["label"]]
     kernels = {row["kernel"] for row in scored}
     assert kernels == {"actgrad_kernel", "gated_act_backward_kernel", "rotary_backward_kernel"}
     assert all("max.NaN.f32" in row["float_maxima"] for row in scored)
@@ -76,5 +81,5 @@ def test_maxima_keep_nan(compiled: list[dict[str, Any]]) -> None:
 
 def test_accumulation_rounds_product_and_sum_apart(compiled: list[dict[str, Any]]) -> None:
     rows = [row for row in compiled if row["kernel"] == "accumulate_kernel"]
-    assert rows
-    assert not any(row["fused_double"] for row in rows)
+    assert [row["fused_double"] for row in rows] == [False] * len(rows)
+    assert {row["label"] for row in rows} >= {"accumulate", "accumulate clamped"}

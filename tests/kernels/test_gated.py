@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import assert_as_exact_as_torch
-from samples import DTYPES, draw, draw_slice, packed_bounds
-
 from culnig_kernels import reference
 from culnig_kernels.activations import ACTIVATIONS, activation_name
 from culnig_kernels.gated_act import gated_act
 from culnig_kernels.gated_act_backward import gated_act_backward
 from culnig_kernels.reference.gated import activate, gated_gradients
+from samples import DTYPES, draw, draw_slice, packed_bounds
 
 ALL = ("gate", "up", "act")
 
@@ -67,9 +66,7 @@ def check_backward(
     bounds = packed_bounds(lengths) if packed else torch.tensor(lengths)
     segments = {"cu_seqlens" if packed else "lengths": bounds}
     got = gated_act_backward(dh, gate, up, scores=ALL, **segments, **options)
-    exact = reference.gated_act_backward(
-        dh.double(), gate.double(), up.double(), scores=ALL, **segments, **options
-    )
+    exact = reference.gated_act_backward(dh.double(), gate.double(), up.double(), scores=ALL, **segments, **options)
     gradients = gated_gradients(dh, gate, up, options.get("activation", "silu"))
     assert got[0].dtype == gate.dtype
     assert got[0].is_contiguous()

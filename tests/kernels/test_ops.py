@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from samples import draw
-
 from culnig_kernels.accumulate import accumulate
 from culnig_kernels.actgrad import actgrad_reduce
 from culnig_kernels.gated_act import gated_act
@@ -19,6 +17,7 @@ from culnig_kernels.gated_act_backward import gated_act_backward
 from culnig_kernels.rms_norm import rms_norm, rms_norm_backward
 from culnig_kernels.rotary import rotary
 from culnig_kernels.rotary_backward import rotary_backward
+from samples import draw
 
 EVERYTHING = "test_schema", "test_faketensor"
 
@@ -75,9 +74,7 @@ def test_compiled_callers_see_no_break(device: torch.device) -> None:
 def run(code: str) -> subprocess.CompletedProcess[str]:
     """Run a line in a fresh interpreter, Triton's own interpreter off."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_import_is_lean() -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import assert_as_exact_as_torch
-from samples import DTYPES, draw, draw_slice
-
 from culnig_kernels import reference
 from culnig_kernels.reference.norm import normalise, normalise_backward
 from culnig_kernels.rms_norm import WIDEST, rms_norm, rms_norm_backward
+from samples import DTYPES, draw, draw_slice
 
 EPS = 1e-6
 

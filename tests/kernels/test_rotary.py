@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 from checks import assert_as_exact_as_torch
-from samples import DTYPES, draw, draw_slice, packed_bounds
-
 from culnig_kernels import reference
 from culnig_kernels.reference.norm import normalise, normalise_backward
 from culnig_kernels.reference.rotary import rotate, rotate_back
 from culnig_kernels.rotary import rotary
 from culnig_kernels.rotary_backward import rotary_backward
+from samples import DTYPES, draw, draw_slice, packed_bounds
 
 HEADS = 3
 KINDS = [  # head_dim, rotated columns, norm offset (None: no norm)
@@ -68,9 +67,7 @@ def check(shape: tuple[int, ...], lengths: list[int], kind: tuple[Any, ...], **o
     packed = len(shape) == 1
     bounds = {"cu_seqlens": packed_bounds(lengths)} if packed else {"lengths": torch.tensor(lengths)}
     before = x.clone()
-    dx, scores = rotary_backward(
-        d_out, x, cos, sin, head_dim, score=True, reduction=reduction, **norm, **bounds
-    )
+    dx, scores = rotary_backward(d_out, x, cos, sin, head_dim, score=True, reduction=reduction, **norm, **bounds)
     assert torch.equal(x, before)
     assert (dx.dtype, scores.dtype) == (dtype, torch.float32)
     assert_as_exact_as_torch("gradient", dx, exact[1], plain[1])
@@ -147,9 +144,7 @@ def test_reference_gradient_is_autograd_s(kind: tuple[Any, ...]) -> None:
         "weight": None if offset is None else draw((head_dim,), torch.float64, cpu, 2),
         "offset": offset or 0.0,
     }
-    (want,) = torch.autograd.grad(
-        reference.rotary(x.requires_grad_(True), cos, sin, head_dim, **norm), x, d_out
-    )
+    (want,) = torch.autograd.grad(reference.rotary(x.requires_grad_(True), cos, sin, head_dim, **norm), x, d_out)
     got, scores = reference.rotary_backward(
         d_out, x.detach(), cos, sin, head_dim, torch.tensor([7, 3]), score=True, **norm
     )

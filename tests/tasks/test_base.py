@@ -12,7 +12,7 @@ import culnig_fast.tasks
 from culnig_fast.errors import CulnigError
 from culnig_fast.tasks.base import SPLITS, load_task, tasks
 
-NEW_TASK = '''
+NEW_TASK = """
 from culnig_fast.questions import Question
 from culnig_fast.tasks.base import Task
 from culnig_fast.tasks.blend import Blend  # imported, not defined here
@@ -35,7 +35,7 @@ class Fresh(Base):
     def _questions(self, split, tokenizer):
         ids = {"all": ["a", "b"], "test": ["a", "a"]}[split]
         return [Question(name, "UK", str(self.source), "A") for name in ids]
-'''
+"""
 
 
 def test_each_task_names_itself_and_known_splits() -> None:

@@ -252,9 +252,7 @@ def test_numbers_as_options_are_read_as_text(tmp_path: Path) -> None:
         ([], "no rows"),
     ],
 )
-def test_a_broken_topics_file_is_refused(
-    tmp_path: Path, topics: list[tuple[str, str, str]], message: str
-) -> None:
+def test_a_broken_topics_file_is_refused(tmp_path: Path, topics: list[tuple[str, str, str]], message: str) -> None:
     path = write_rows(tmp_path / "rows.jsonl", make_rows())
     with pytest.raises(CulnigError, match=message):
         Blend.load(path, write_topics(tmp_path, topics))

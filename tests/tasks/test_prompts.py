@@ -19,8 +19,7 @@ def test_without_a_chat_template_the_prefix_follows_on_a_new_line() -> None:
 
 def test_the_chat_template_is_applied_with_generation_prompt_and_without_thinking() -> None:
     expected = (
-        "<|im_start|>user\nWhich {one}?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-        '{"answer_choice":"'
+        '<|im_start|>user\nWhich {one}?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n{"answer_choice":"'
     )
     assert render(byte_level(chat_template=CHAT_TEMPLATE), "Which {one}?") == expected
     assert render(byte_level(chat_template=BOS_TEMPLATE), "Which {one}?") == "<|bos|>" + expected

@@ -69,9 +69,7 @@ def test_json_values_that_are_no_text_keep_their_spelling(tmp_path: Path) -> Non
     path = tmp_path / "rows.jsonl"
     row = '{"a": 1.50, "b": 12345678901234567890, "c": {"A": "é"}, "d": true, "e": null, "f": 1e5}'
     path.write_text(row + "\n", encoding="utf-8")
-    assert read_rows(path) == [
-        {"a": "1.50", "b": "12345678901234567890", "c": '{"A": "é"}', "d": "true", "f": "1e5"}
-    ]
+    assert read_rows(path) == [{"a": "1.50", "b": "12345678901234567890", "c": '{"A": "é"}', "d": "true", "f": "1e5"}]
 
 
 def test_a_line_separator_inside_a_json_string_does_not_end_the_row(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from harness.methods.hooks import Hooks
 from harness.methods.ours import Fused, Kernels, Taps
 
 METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (Bare(), Authors(), Hooks(), Compile(), Captum(), Taps(), Kernels(), Fused())
+    method.name: method for method in (Bare(), Authors(), Hooks(), Compile(), Captum(), Taps(), Kernels(), Fused())
 }
 """Every method by name, in the table's order."""
 

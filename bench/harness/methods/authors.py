@@ -18,9 +18,7 @@ class Authors(Plain):
     """Every weight gets a gradient, every position logits; Python adds the scores neuron by neuron."""
 
     name: ClassVar[str] = "authors"
-    summary: ClassVar[str] = (
-        "the published program's way: weight gradients, all logits, a Python loop over neurons"
-    )
+    summary: ClassVar[str] = "the published program's way: weight gradients, all logits, a Python loop over neurons"
     padding: ClassVar[Literal["exclude", "zero"]] = "zero"
     most_samples: ClassVar[int | None] = 16
     most_rounds: ClassVar[int | None] = 2
@@ -37,9 +35,7 @@ class Authors(Plain):
             output.retain_grad()
             outputs[module] = output
 
-        handles = [
-            module.register_forward_hook(keep) for module in dict.fromkeys(site.module for site in sites)
-        ]
+        handles = [module.register_forward_hook(keep) for module in dict.fromkeys(site.module for site in sites)]
         sums: dict[int, dict[tuple[str, int, int], float]] = {g: defaultdict(float) for g in range(n_groups)}
 
         def step(batch: Batch) -> None:
@@ -68,9 +64,7 @@ class Authors(Plain):
                 for site in sites
                 for neuron in range(site.columns.stop - site.columns.start)
             ]
-            return torch.tensor(
-                [[sums[group][key] for key in keys] for group in range(n_groups)], dtype=torch.float64
-            )
+            return torch.tensor([[sums[group][key] for key in keys] for group in range(n_groups)], dtype=torch.float64)
 
         try:
             yield Session(step, totals)

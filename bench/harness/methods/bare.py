@@ -15,9 +15,7 @@ class Bare(Plain):
     """Frozen weights, logits of the last position only, backward to the embedding's output."""
 
     name: ClassVar[str] = "bare"
-    summary: ClassVar[str] = (
-        "the Hugging Face model alone: last-position logits, activation-only backward, no scores"
-    )
+    summary: ClassVar[str] = "the Hugging Face model alone: last-position logits, activation-only backward, no scores"
 
     @contextlib.contextmanager
     def open(self, model: Any, n_groups: int) -> Iterator[Session]:

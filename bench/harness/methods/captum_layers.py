@@ -41,9 +41,7 @@ class Captum(Plain):
 
             explainer = captum.LayerGradientXActivation(forward, modules)
             totals = [
-                torch.zeros(
-                    n_groups, s.columns.stop - s.columns.start, dtype=torch.float64, device=model.device
-                )
+                torch.zeros(n_groups, s.columns.stop - s.columns.start, dtype=torch.float64, device=model.device)
                 for s in sites
             ]
 

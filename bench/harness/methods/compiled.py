@@ -76,9 +76,7 @@ class Compile(Plain):
                 layer.compile(dynamic=False, fullgraph=True)
                 stack.callback(setattr, layer, "_compiled_call_impl", None)
             totals = [
-                torch.zeros(
-                    n_groups, s.columns.stop - s.columns.start, dtype=torch.float64, device=model.device
-                )
+                torch.zeros(n_groups, s.columns.stop - s.columns.start, dtype=torch.float64, device=model.device)
                 for s in sites
             ]
 
@@ -86,9 +84,7 @@ class Compile(Plain):
                 padded = torch.arange(batch.longest, device=model.device) >= batch.lengths[:, None]
                 for inner, scored in wrapped.items():
                     width = inner.out_features
-                    scored.sink = torch.zeros(
-                        len(batch), width, dtype=work, device=model.device, requires_grad=True
-                    )
+                    scored.sink = torch.zeros(len(batch), width, dtype=work, device=model.device, requires_grad=True)
                     scored.padded = padded
                 log_p = gold_log_p(last_logits(batch), batch)
                 try:

@@ -18,9 +18,7 @@ class Hooks(Plain):
     """Frozen weights, forward hooks that retain gradients, a vectorised maximum after the backward."""
 
     name: ClassVar[str] = "hooks"
-    summary: ClassVar[str] = (
-        "plain PyTorch at its best: frozen weights, retained gradients, vectorised maximum"
-    )
+    summary: ClassVar[str] = "plain PyTorch at its best: frozen weights, retained gradients, vectorised maximum"
 
     @contextlib.contextmanager
     def open(self, model: Any, n_groups: int) -> Iterator[Session]:
@@ -36,9 +34,7 @@ class Hooks(Plain):
             for module in dict.fromkeys(site.module for site in sites):
                 stack.callback(module.register_forward_hook(keep).remove)
             totals = [
-                torch.zeros(
-                    n_groups, s.columns.stop - s.columns.start, dtype=torch.float64, device=model.device
-                )
+                torch.zeros(n_groups, s.columns.stop - s.columns.start, dtype=torch.float64, device=model.device)
                 for s in sites
             ]
 
@@ -50,9 +46,7 @@ class Hooks(Plain):
                 for site, total in zip(sites, totals, strict=True):
                     output = outputs[site.module]
                     assert output.grad is not None
-                    product = output.detach()[..., site.columns].to(work) * output.grad[..., site.columns].to(
-                        work
-                    )
+                    product = output.detach()[..., site.columns].to(work) * output.grad[..., site.columns].to(work)
                     add_scores(total, reduce_positions(product, batch), weight, batch)
                 outputs.clear()
 

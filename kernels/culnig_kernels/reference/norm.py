@@ -72,9 +72,7 @@ def rms_norm_backward(
     return (gradient if d_residual is None else gradient + d_residual.to(work)).to(z.dtype)
 
 
-def normalise(
-    z: torch.Tensor, weight: torch.Tensor, eps: float, offset: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def normalise(z: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(norm [..., H], 1 / rms [..., 1]), in the inputs' own dtype."""
     rstd = torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)
     return z * rstd * (offset + weight), rstd

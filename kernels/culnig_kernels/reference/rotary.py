@@ -85,9 +85,7 @@ def rotary_backward(
     Raises:
         ValueError: shapes disagree, an option is unknown, or a sample is empty (seen for CPU lengths only).
     """
-    segments = check_rotary_backward(
-        d_out, x, cos, sin, head_dim, lengths, weight, score, reduction, cu_seqlens, out
-    )
+    segments = check_rotary_backward(d_out, x, cos, sin, head_dim, lengths, weight, score, reduction, cu_seqlens, out)
     work = work_dtype(d_out, x, cos)
     heads = x.to(work).unflatten(-1, (-1, head_dim))
     gradient = rotate_back(d_out.to(work).unflatten(-1, (-1, head_dim)), cos.to(work), sin.to(work))

@@ -48,9 +48,7 @@ def reduce_positions(
         parts = product.split(segments.bounds.diff().tolist())
         return torch.stack([part.amax(0) if reduction == "max" else part.sum(0) for part in parts])
     neutral = 0.0 if padding == "zero" or reduction == "sum" else -torch.inf
-    padded = (
-        torch.arange(product.shape[1], device=product.device) >= segments.bounds.to(product.device)[:, None]
-    )
+    padded = torch.arange(product.shape[1], device=product.device) >= segments.bounds.to(product.device)[:, None]
     product = product.masked_fill(padded[:, :, None], neutral)
     return product.amax(1) if reduction == "max" else product.sum(1)
 
@@ -103,15 +101,11 @@ def check_actgrad(
     return segments
 
 
-def check_accumulate(
-    scores: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, totals: torch.Tensor
-) -> None:
+def check_accumulate(scores: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, totals: torch.Tensor) -> None:
     """Raise ValueError, naming the argument, unless the arguments of `accumulate` fit together."""
     samples = scores.shape[0]
     if scores.dim() != 2 or totals.dim() != 2 or totals.shape[1] != scores.shape[1]:
-        raise ValueError(
-            f"scores [S, K] and totals [G, K] disagree: {list(scores.shape)}, {list(totals.shape)}"
-        )
+        raise ValueError(f"scores [S, K] and totals [G, K] disagree: {list(scores.shape)}, {list(totals.shape)}")
     validate.shape("weight", weight, (samples,))
     validate.shape("group", group, (samples,))
     if group.dtype not in (torch.int32, torch.int64):
