@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from culnig_kernels import reference, validate
+from culnig_kernels import cpu, reference, validate
 
 from culnig_fast.errors import CulnigError
 
@@ -27,7 +28,8 @@ def resolve(backend: str) -> Operations:
 
     Args:
         backend: `triton` (the kernels: CUDA tensors, or any under TRITON_INTERPRET=1), `reference` (plain
-            torch) or `auto` (for each tensor, the kernels on CUDA where Triton is installed, else plain torch).
+            torch) or `auto` (for each tensor, the kernels on CUDA where Triton is installed, cache-sized blocks
+            on a CPU, else plain torch).
 
     Raises:
         CulnigError: an unknown name, or `triton` where the kernels cannot run.
@@ -36,10 +38,8 @@ def resolve(backend: str) -> Operations:
         raise CulnigError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
     if backend == "reference":
         return Operations(reference.actgrad_reduce, reference.accumulate)
-    if importlib.util.find_spec("triton") is None:
-        if backend == "triton":
-            raise CulnigError("backend 'triton' needs the triton package, which is not installed; use 'auto'")
-        return Operations(reference.actgrad_reduce, reference.accumulate)
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        raise CulnigError("backend 'triton' needs the triton package, which is not installed; use 'auto'")
     if backend == "auto":
         return Operations(_auto_actgrad_reduce, _auto_accumulate)
     if not torch.cuda.is_available() and not validate.interpreted():
@@ -80,7 +80,7 @@ def _auto_actgrad_reduce(
     reduction: str = "max",
     padding: str = "exclude",
 ) -> torch.Tensor:
-    run = _triton_actgrad_reduce if act.is_cuda else reference.actgrad_reduce
+    run = _run_on(act, _triton_actgrad_reduce, reference.actgrad_reduce, cpu.actgrad_reduce)
     return run(act, grad, lengths, reduction, padding)
 
 
@@ -91,8 +91,17 @@ def _auto_accumulate(
     totals: torch.Tensor,
     clamp_below_zero: bool = False,
 ) -> None:
-    run = _triton_accumulate if scores.is_cuda else reference.accumulate
+    run = _run_on(scores, _triton_accumulate, reference.accumulate, reference.accumulate)
     run(scores, weight, group, totals, clamp_below_zero)
+
+
+def _run_on(
+    tensor: torch.Tensor, triton: Callable[..., Any], plain: Callable[..., Any], on_cpu: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The fastest of an operation's implementations that can take the tensor."""
+    if tensor.device.type == "cpu":
+        return on_cpu
+    return triton if tensor.is_cuda and importlib.util.find_spec("triton") is not None else plain
 
 
 def _require_reachable(tensor: torch.Tensor) -> None:

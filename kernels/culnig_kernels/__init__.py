@@ -1,8 +1,6 @@
 """Numeric operations of activation × gradient attribution, on tensors alone.
 
-`reference` holds what each operation computes in plain torch; the modules beside it hold the Triton kernels,
-one
-operation a file, under the same names: `from culnig_kernels.actgrad import actgrad_reduce`. Importing this
-    package, or
-`reference`, imports no Triton and touches no GPU; the kernels' modules need Triton.
+`reference` holds what each operation computes in plain torch; the modules beside it hold the Triton kernels, one
+operation a file, under the same names: `from culnig_kernels.actgrad import actgrad_reduce`. `cpu` holds the fast path
+of machines without a GPU. Importing this package, `reference` or `cpu` imports no Triton and touches no GPU.
 """
