@@ -48,13 +48,13 @@ def launches() -> Iterator[tuple[str, Callable[[], Any]]]:
         return torch.empty(shape, dtype=dtype)
 
     lengths, packed = torch.tensor([64, 3]), torch.tensor([0, 64], dtype=torch.int32)
+    one, scores = torch.ones(40, dtype=torch.int64), ("gate", "up", "act")
     for dtype in (torch.bfloat16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         wide, narrow = tensor(40, 2, 3584, dtype=dtype), tensor(64, 1024, dtype=dtype)
-        one = torch.ones(40, dtype=torch.int64)
         yield f"actgrad wide {name}", lambda x=wide: actgrad_reduce(x, x, one)
         yield f"actgrad narrow packed {name}", lambda x=narrow: actgrad_reduce(x, x, cu_seqlens=packed)
-        x, scores = tensor(2, 64, 1024, dtype=dtype), ("gate", "up", "act")
+        x = tensor(2, 64, 1024, dtype=dtype)
         yield (
             f"gated backward silu {name}",
             lambda x=x: gated_act_backward(x, x, x, lengths, scores=scores),

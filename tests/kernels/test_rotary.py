@@ -54,7 +54,7 @@ def check(shape: tuple[int, ...], lengths: list[int], kind: tuple[Any, ...], **o
     device, dtype, reduction = options["device"], options["dtype"], options.get("reduction", "max")
     x = draw_slice((*shape, HEADS * head_dim), dtype, device)
     d_out = draw_slice((*shape, HEADS * head_dim), dtype, device, 1, before=8)
-    cos, sin = angles(options.get("table", shape[-1:]) + (rotated,), dtype, device)
+    cos, sin = angles((*options.get("table", shape[-1:]), rotated), dtype, device)
     weight = None if offset is None else draw((head_dim,), dtype, device, 2)
     norm = {"weight": weight, "offset": offset or 0.0}
     plain = formula(d_out, x, cos, sin, head_dim, weight, offset or 0.0)
