@@ -26,6 +26,8 @@ def test_forward_and_backward(
     y, z, rstd = rms_norm(x, weight, EPS, offset=offset, residual=residual)
     assert (y.dtype, z.dtype, rstd.dtype) == (dtype, dtype, torch.float32)
     assert torch.equal(z, x if residual is None else x + residual)
+    for first, second in zip((y, rstd), rms_norm(z, weight, EPS, offset=offset)[::2], strict=True):
+        assert torch.equal(first, second), "what is normalised is the rounded sum, which the backward reads"
     plain_y, plain_rstd = normalise(z, weight, EPS, offset)
     exact_y, exact_rstd = normalise(z.double(), weight.double(), EPS, offset)
     assert_as_exact_as_torch("y", y, exact_y, plain_y)
