@@ -57,8 +57,7 @@ def accumulate(
 ) -> None:
     """totals[group[s]] += weight[s] · scores[s] for every sample s, in place.
 
-    Each sum is formed in the order of the samples, product and addition rounded apart: the same bits on
-        every run
+    Each sum is formed in the order of the samples, product and addition rounded apart: the same bits on every run
     and as the reference.
 
     Args:
@@ -69,8 +68,8 @@ def accumulate(
         clamp_below_zero: replace a negative weighted score by 0 first (control sets; CULNIG, section 3).
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, or a group on the CPU is out of range; one on the
-            device is not looked at, and its sample is added nowhere.
+        ValueError: shapes, dtypes or devices disagree, or a group on the CPU is out of range; one on the device is
+            not looked at, and its sample is added nowhere.
     """
     check_accumulate(scores, weight, group, totals)
     if scores.dtype != torch.float64:

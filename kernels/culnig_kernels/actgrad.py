@@ -88,8 +88,7 @@ def actgrad_reduce(
     """Activation × gradient of each sample, reduced over its token positions.
 
     Args:
-        act: [S, T, K] right-padded or [T, K] packed; bf16, fp16 or fp32, any row stride, last dimension
-            contiguous.
+        act: [S, T, K] right-padded or [T, K] packed; bf16, fp16 or fp32, any row stride, last dimension contiguous.
         grad: of act's shape, of any of these dtypes.
         lengths: int32 or int64 [S] real tokens of each padded sample, in 1…T; the rest of a row is padding.
         reduction: `max` (CULNIG, section 2) or `sum` (first-order effect of zeroing the neuron everywhere).
@@ -100,9 +99,9 @@ def actgrad_reduce(
         float32 [S, K]; products in float32. NaN in gives NaN out. float64 inputs go to the reference.
 
     Raises:
-        ValueError: shapes or devices disagree, the last dimension is strided, an option is unknown, or a
-            sample is empty. Lengths on the device are not looked at, for that would wait for it: an empty
-            sample gives -inf there, and one longer than T ends at T.
+        ValueError: shapes or devices disagree, the last dimension is strided, an option is unknown, or a sample is
+            empty. Lengths on the device are not looked at, for that would wait for it: an empty sample gives -inf
+            there, and one longer than T ends at T.
     """
     if torch.float64 in (act.dtype, grad.dtype):
         return reference.actgrad_reduce(act, grad, lengths, reduction, padding, cu_seqlens=cu_seqlens)

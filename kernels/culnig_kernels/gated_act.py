@@ -73,8 +73,8 @@ def gated_act(gate_up: torch.Tensor, activation: str = "silu") -> torch.Tensor:
     """act(gate) · up.
 
     Args:
-        gate_up: [..., 2K] gate columns, then up columns; bf16, fp16 or fp32; leading dimensions of one row
-            stride, last dimension contiguous.
+        gate_up: [..., 2K] gate columns, then up columns; bf16, fp16 or fp32; leading dimensions of one row stride,
+            last dimension contiguous.
         activation: one of `activations.ACTIVATIONS`.
 
     Returns:

@@ -112,29 +112,28 @@ def gated_act_backward(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of act(gate)·up and, for each sample, activation × gradient reduced over its positions.
 
-    The score of the product h = act(gate)·up is h·dh = up·(act(gate)·dh), which is the score of up: where
-    both are asked for they are one tensor.
+    The score of the product h = act(gate)·up is h·dh = up·(act(gate)·dh), which is the score of up: where both are
+    asked for they are one tensor.
 
     Args:
-        dh: [S, T, K] or packed [T, K] gradient with respect to act(gate)·up; bf16, fp16 or fp32, any row
-            stride, last dimension contiguous.
+        dh: [S, T, K] or packed [T, K] gradient with respect to act(gate)·up; bf16, fp16 or fp32, any row stride, last
+            dimension contiguous.
         gate: of dh's shape, the gate pre-activation; never overwritten.
         up: of dh's shape; never overwritten.
         lengths: int32 or int64 [S] real tokens of each padded sample; needed for scores only.
         activation: one of `activations.ACTIVATIONS`.
-        scores: which to return, out of `gate`, `up` and `act`; without any, dh may be [..., K] of one row
-            stride.
+        scores: which to return, out of `gate`, `up` and `act`; without any, dh may be [..., K] of one row stride.
         reduction: `max` or `sum` over a sample's positions.
         cu_seqlens: int32 or int64 [S+1] instead of lengths, for packed samples.
 
     Returns:
-        d_gate_up contiguous [..., 2K] of gate's dtype, gradients of every row, padding included; then the
-        float32 [S, K] scores of gate, up and act, None for those not asked for. NaN in gives NaN out. Scores
-        take gradients before they are rounded to gate's dtype.
+        d_gate_up contiguous [..., 2K] of gate's dtype, gradients of every row, padding included; then the float32 [S,
+        K] scores of gate, up and act, None for those not asked for. NaN in gives NaN out. Scores take gradients
+        before they are rounded to gate's dtype.
 
     Raises:
-        ValueError: shapes or devices disagree, the last dimension is strided, an option is unknown, or a
-            sample is empty. Lengths on the device are not looked at: an empty sample gives -inf there.
+        ValueError: shapes or devices disagree, the last dimension is strided, an option is unknown, or a sample is
+            empty. Lengths on the device are not looked at: an empty sample gives -inf there.
     """
     segments = check_gated_act_backward(dh, gate, up, lengths, activation, scores, reduction, cu_seqlens)
     validate.floats(dh=dh, gate=gate, up=up)

@@ -92,12 +92,11 @@ def rms_norm(
         weight: [H]; Llama's norm has offset 0, Gemma's 1.
         eps: added to the mean square.
         offset: added to the weight.
-        residual: of x's shape; the sum is rounded to x's dtype before it is normalised, as the model's own
-            add does.
+        residual: of x's shape; the sum is rounded to x's dtype before it is normalised, as the model's own add does.
 
     Returns:
-        the norm, contiguous [..., H] of x's dtype; z [..., H] of x's dtype (x itself without a residual); 1
-        / rms, float32 [...].
+        the norm, contiguous [..., H] of x's dtype; z [..., H] of x's dtype (x itself without a residual); 1 / rms,
+        float32 [...].
 
     Raises:
         ValueError: shapes, dtypes, devices or strides do not fit, or H is above `WIDEST`.
@@ -124,8 +123,7 @@ def rms_norm_backward(
     weight.
 
     Args:
-        dy: [..., H] gradient with respect to the norm; bf16, fp16 or fp32, leading dimensions of one row
-            stride.
+        dy: [..., H] gradient with respect to the norm; bf16, fp16 or fp32, leading dimensions of one row stride.
         z: [..., H] what was normalised, as `rms_norm` returned it.
         weight: [H].
         rstd: float32 [...] as `rms_norm` returned it.

@@ -127,8 +127,8 @@ def rotary(
     normalised head; the columns from R on pass as they are.
 
     Args:
-        x: [S, T, heads·head_dim] or packed [T, heads·head_dim], e.g. the q columns of a fused projection;
-            bf16, fp16 or fp32, any row stride, last dimension contiguous.
+        x: [S, T, heads·head_dim] or packed [T, heads·head_dim], e.g. the q columns of a fused projection; bf16, fp16
+            or fp32, any row stride, last dimension contiguous.
         cos: [T, R] or, beside a padded x, also [S, T, R] or [1, T, R]; R even, at most head_dim.
         sin: of cos's shape.
         head_dim: columns of a head.

@@ -156,9 +156,8 @@ def rotary_backward(
         out: of x's shape, receives the gradient, e.g. the q columns of the fused projection's gradient.
 
     Returns:
-        the gradient of every row, padding included, of x's shape and dtype (`out` if given); float32
-        [S, heads·head_dim] scores, or None. NaN in gives NaN out. Scores take gradients before they are
-        rounded.
+        the gradient of every row, padding included, of x's shape and dtype (`out` if given); float32 [S,
+        heads·head_dim] scores, or None. NaN in gives NaN out. Scores take gradients before they are rounded.
 
     Raises:
         ValueError: shapes, dtypes, devices or strides do not fit, an option is unknown, or a sample is empty.

@@ -41,8 +41,7 @@ def segments(name: str, x: torch.Tensor, lengths: torch.Tensor | None, cu_seqlen
     Values are checked only where that costs no synchronisation, that is for CPU tensors.
 
     Raises:
-        ValueError: not exactly one of lengths and cu_seqlens is given, it does not fit x, or a sample is
-            empty.
+        ValueError: not exactly one of lengths and cu_seqlens is given, it does not fit x, or a sample is empty.
     """
     if lengths is not None and cu_seqlens is None:
         label, bounds, layout = "lengths", lengths, "[S, T, K]"

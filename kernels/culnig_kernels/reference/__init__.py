@@ -1,8 +1,7 @@
 """What every kernel computes, in plain torch: the oracle of its tests and the path of machines without
 Triton.
 
-Each function has the signature of the launcher of the same name. It works in float32, in float64 for float64
-inputs.
+Each function has the signature of the launcher of the same name. It works in float32, in float64 for float64 inputs.
 """
 
 from __future__ import annotations

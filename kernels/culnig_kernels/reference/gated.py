@@ -21,8 +21,7 @@ def gated_act(gate_up: torch.Tensor, activation: str = "silu") -> torch.Tensor:
     """act(gate) · up.
 
     Args:
-        gate_up: [..., 2K] gate columns, then up columns; bf16, fp16 or fp32, leading dimensions of one row
-            stride.
+        gate_up: [..., 2K] gate columns, then up columns; bf16, fp16 or fp32, leading dimensions of one row stride.
         activation: one of `activations.ACTIVATIONS`.
 
     Returns:
@@ -49,8 +48,8 @@ def gated_act_backward(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of act(gate)·up and, for each sample, activation × gradient reduced over its positions.
 
-    The score of the product h = act(gate)·up is h·dh = up·(act(gate)·dh), which is the score of up: where
-    both are asked for they are one tensor.
+    The score of the product h = act(gate)·up is h·dh = up·(act(gate)·dh), which is the score of up: where both are
+    asked for they are one tensor.
 
     Args:
         dh: [S, T, K] or packed [T, K] gradient with respect to act(gate)·up.
@@ -63,9 +62,9 @@ def gated_act_backward(
         cu_seqlens: int32 or int64 [S+1] instead of lengths, for packed samples.
 
     Returns:
-        d_gate_up [..., 2K] of gate's dtype, gradients of every row, padding included; then the float32 [S,
-        K] scores of gate, up and act, None for those not asked for. NaN in gives NaN out. Scores take
-        gradients before they are rounded to gate's dtype.
+        d_gate_up [..., 2K] of gate's dtype, gradients of every row, padding included; then the float32 [S, K] scores
+        of gate, up and act, None for those not asked for. NaN in gives NaN out. Scores take gradients before they are
+        rounded to gate's dtype.
 
     Raises:
         ValueError: shapes disagree, an option is unknown, or a sample is empty (seen for CPU lengths only).

@@ -23,12 +23,10 @@ def rms_norm(
         weight: [H]; Llama's norm has offset 0, Gemma's 1.
         eps: added to the mean square.
         offset: added to the weight.
-        residual: of x's shape; the sum is rounded to x's dtype before it is normalised, as the model's own
-            add does.
+        residual: of x's shape; the sum is rounded to x's dtype before it is normalised, as the model's own add does.
 
     Returns:
-        the norm [..., H] of x's dtype; z [..., H] of x's dtype (x itself without a residual); 1 / rms,
-        float32 [...].
+        the norm [..., H] of x's dtype; z [..., H] of x's dtype (x itself without a residual); 1 / rms, float32 [...].
 
     Raises:
         ValueError: shapes disagree.

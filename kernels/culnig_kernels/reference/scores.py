@@ -29,8 +29,8 @@ def actgrad_reduce(
         cu_seqlens: int32 or int64 [S+1] instead of lengths, for packed samples: 0 and the end of each sample.
 
     Returns:
-        float32 [S, K] (float64 for float64 inputs). Products are formed in that type whatever the inputs
-        hold. NaN in gives NaN out.
+        float32 [S, K] (float64 for float64 inputs). Products are formed in that type whatever the inputs hold. NaN in
+        gives NaN out.
 
     Raises:
         ValueError: shapes disagree, an option is unknown, or a sample is empty (seen for CPU lengths only).
