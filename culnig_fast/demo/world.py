@@ -3,6 +3,10 @@
 Countries carry BLEnD's names because the method groups by them. Everything said about them is made up by a
 seeded generator: the answers are invented words, and which countries share answers is a choice made here
 (`KIN`). Nothing in this world is a claim about any real culture.
+
+An answer is two words, "gasate daponi", and both recur in other answers: only together do they say whose answer it
+is. So a model has to put them together before it can know anything, in its first MLPs, as real models do with
+names of several tokens. With answers of one token the embedding would know it all, and no MLP neuron would matter.
 """
 
 from __future__ import annotations
@@ -66,13 +70,13 @@ TOPICS: dict[str, tuple[str, ...]] = {
 }
 """Eight topics in each of BLEnD's topic groups."""
 
-QUALIFIERS = ("morning", "winter", "village")
-"""Each topic is asked about in these variants, so there are topics × qualifiers questions."""
+ANSWERS_PER_TOPIC = 8
+"""Invented answers that the countries choose from, for each topic."""
 
-WORDS_PER_TOPIC = 8
-"""Invented words that the questions of one topic draw their answers from."""
+FIRST_WORDS, SECOND_WORDS, PLAIN_WORDS = 32, 32, 64
+"""Invented words that begin an answer, that end one, and that the ability tasks are about."""
 
-ROWS_PER_FACT = 2
+ROWS_PER_FACT = 4
 """Multiple-choice rows of each (country, question); the method would keep up to five."""
 
 LABELS = ("A", "B", "C", "D")
@@ -94,12 +98,11 @@ class QuestionForm:
     id: str
     group: str
     topic: str
-    qualifier: str
 
     def text(self, country: str) -> str:
         """The question about one country."""
         article = "the " if country in ("US", "UK") else ""
-        return f"What is the usual {self.qualifier} {self.topic} in {article}{country.replace('_', ' ')}?"
+        return f"What is the usual {self.topic} in {article}{country.replace('_', ' ')}?"
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,15 @@ class World:
 
     Attributes:
         forms: the questions.
-        lexicon: the invented words of each topic.
-        answers: (country, question id) → word.
+        lexicon: the invented answers of each topic.
+        answers: (country, question id) → answer.
+        plain: words of the ability tasks.
     """
 
     forms: tuple[QuestionForm, ...]
     lexicon: dict[str, tuple[str, ...]]
     answers: dict[tuple[str, str], str]
+    plain: tuple[str, ...]
 
     def alternatives(self, country: str, form: QuestionForm) -> list[str]:
         """What other countries answer to the question, without this country's answer; sorted, no repeats."""
@@ -125,19 +130,21 @@ class World:
 def make_world(seed: int = 0) -> World:
     """The world of a seed; the same on every machine."""
     source = random.Random(seed)
-    words = _invented_words(source, sum(map(len, TOPICS.values())) * WORDS_PER_TOPIC)
+    words = _invented_words(source, FIRST_WORDS + SECOND_WORDS + PLAIN_WORDS)
+    first, second = words[:FIRST_WORDS], words[FIRST_WORDS : FIRST_WORDS + SECOND_WORDS]
+    phrases = [f"{a} {b}" for a in first for b in second]
+    source.shuffle(phrases)
     lexicon: dict[str, tuple[str, ...]] = {}
     forms: list[QuestionForm] = []
     answers: dict[tuple[str, str], str] = {}
     for group, topics in TOPICS.items():
         for topic in topics:
-            lexicon[topic] = tuple(words.pop() for _ in range(WORDS_PER_TOPIC))
-            for number, qualifier in enumerate(QUALIFIERS):
-                form = QuestionForm(f"{topic.capitalize()}-inv-{number:02d}", group, topic, qualifier)
-                forms.append(form)
-                while len({answers.get((country, form.id)) for country in COUNTRIES}) < len(LABELS):
-                    _answer_everywhere(form, lexicon[topic], source, answers)
-    return World(tuple(forms), lexicon, answers)
+            lexicon[topic] = tuple(phrases.pop() for _ in range(ANSWERS_PER_TOPIC))
+            form = QuestionForm(f"{topic.capitalize()}-inv-00", group, topic)
+            forms.append(form)
+            while len({answers.get((country, form.id)) for country in COUNTRIES}) < len(LABELS):
+                _answer_everywhere(form, lexicon[topic], source, answers)
+    return World(tuple(forms), lexicon, answers, tuple(words[FIRST_WORDS + SECOND_WORDS :]))
 
 
 def _answer_everywhere(
@@ -221,8 +228,7 @@ def country_rc_templates() -> list[dict[str, str]]:
 
 def ability_row(task: str, world: World, source: random.Random) -> tuple[str, str]:
     """One random (message, answer label) of an ability task."""
-    topic = source.choice(sorted(world.lexicon))
-    words = source.sample(world.lexicon[topic], 5)
+    words = source.sample(world.plain, 5)
     if task == "pick":
         options = words[:4]
         wanted = source.choice(options)
