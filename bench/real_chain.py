@@ -124,7 +124,8 @@ def main() -> None:
     suppressed = ("--neurons", out / "general.json", "--against", out / "original.jsonl")
     stages.append(run("evaluate suppressed", "evaluate", model, *asked, *suppressed, "--out", out / "suppressed.jsonl"))
     for stage in stages:
-        stage.pop("info", None)
+        for key in ("info", "out"):  # long, or a path of this machine
+            stage.pop(key, None)
     (out / "chain.json").write_text(json.dumps(stages, indent=2, ensure_ascii=False) + "\n")
     total, peak = sum(stage["seconds"] for stage in stages), max(stage["peak_mib"] for stage in stages)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
