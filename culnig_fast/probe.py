@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from culnig_fast.last_position import evaluation_mode
+
 TOKENS = 3
 DISTURBED = 1
 
@@ -161,23 +163,18 @@ def recorded_layers(model: nn.Module, layers: list[nn.Module], vocabulary: int) 
     The model's training flags are restored when the block ends.
     """
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    training = [module for module in model.modules() if module.training]
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     input_ids = (torch.arange(3, 3 + TOKENS, device=device) % vocabulary)[None]
 
     def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls[id(layer)] = (args, kwargs)
 
-    try:
-        model.eval()
+    with evaluation_mode(model):
         with contextlib.ExitStack() as stack, torch.no_grad():
             for layer in layers:
                 stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
             model(input_ids=input_ids, use_cache=False)
         yield [LayerProbe(layer, *calls[id(layer)]) for layer in layers]
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _edit(columns: slice, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
