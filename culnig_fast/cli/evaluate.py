@@ -1,0 +1,95 @@
+"""`evaluate`: accuracy with and without neurons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from culnig_fast.cli.app import app
+from culnig_fast.cli.options import (
+    Action,
+    BatchTokens,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Overwrite,
+    Quiet,
+    SkipUnusable,
+    Split,
+    Task,
+    Topics,
+    Trust,
+    load_model_and_tokenizer,
+    load_questions,
+    report,
+)
+from culnig_fast.files import refuse_existing
+
+
+@app.command(
+    epilog="Example: culnig-fast evaluate demo --data demo --split test --neurons general.json --out suppressed.jsonl"
+)
+def evaluate(
+    model: Model,
+    task: Task = "blend",
+    data: Data = None,
+    topics: Topics = None,
+    split: Split = "test",
+    neurons: Annotated[Optional[Path], typer.Option(help="Neuron set to intervene on.")] = None,
+    action: Annotated[Action, typer.Option(help="What to do to the neurons.")] = Action.suppress,
+    out: Annotated[Optional[Path], typer.Option(help="Results, a row a question (.jsonl or .csv).")] = None,
+    against: Annotated[Optional[Path], typer.Option(help="Earlier results (.jsonl) to compare with.")] = None,
+    batch_tokens: BatchTokens = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    skip_unusable: SkipUnusable = False,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure accuracy, with or without neurons, and compare with an earlier run."""
+    if out is not None:
+        refuse_existing(out, overwrite)
+    loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
+    from culnig_fast import masking
+    from culnig_fast.evaluation import Evaluation, compare
+    from culnig_fast.evaluation import evaluate as run_evaluation
+    from culnig_fast.neurons import NeuronSet
+
+    questions = load_questions(task, data, topics, split, tokenizer)
+    chosen = NeuronSet.load(neurons) if neurons is not None else NeuronSet.empty()
+    earlier = Evaluation.load(against) if against is not None else None
+    intervene = masking.suppress if action is Action.suppress else masking.enhance
+    with intervene(loaded, chosen):
+        result = run_evaluation(
+            loaded,
+            tokenizer,
+            questions,
+            batch_tokens=batch_tokens,
+            on_unusable="skip" if skip_unusable else "error",
+            progress=not quiet,
+        )
+    if out is not None:
+        result.save(out, overwrite)
+    summary: dict[str, Any] = {
+        "accuracy": 100 * result.accuracy,
+        "questions": len(result.ids),
+        "neurons": len(chosen),
+        "groups": {name: 100 * value for name, value in result.by_group().items()},
+        "left_out": list(result.unusable),
+    }
+    lines = [f"{name:20s} {value:6.2f}" for name, value in summary["groups"].items()]
+    lines.append(f"{'all':20s} {summary['accuracy']:6.2f}  ({summary['questions']:,} questions)")
+    if earlier is not None:
+        test = compare(result, earlier)
+        summary["against"] = test
+        lines.append(
+            f"against {against}: {test['difference']:+.2f} points "
+            f"(95 % interval {test['low']:+.2f} … {test['high']:+.2f}, one-sided p {test['p_value']:.4f})"
+        )
+    report(as_json, summary, "\n".join(lines))

@@ -1,0 +1,70 @@
+"""Options that several commands take, and what they all do first and last."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+
+class Action(str, Enum):
+    """What is done to neurons."""
+
+    suppress = "suppress"
+    enhance = "enhance"
+
+
+Model = Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or 'demo' for the embedded model.")]
+Task = Annotated[str, typer.Option(help="Benchmark: blend, country_rc, or plain (id, group, prompt, answer).")]
+Data = Annotated[
+    Optional[str], typer.Option(help="File, or 'demo'; left out: the hub's (blend), our own (country_rc).")
+]
+Topics = Annotated[Optional[Path], typer.Option(help="BLEnD's US_questions.csv, which gives each question a topic.")]
+Split = Annotated[str, typer.Option(help="all, neur, control or test, as the benchmark has them.")]
+Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1; left out: a GPU where there is one.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+BatchTokens = Annotated[Optional[int], typer.Option(min=1, help="Padded tokens a batch.")]
+SkipUnusable = Annotated[bool, typer.Option(help="Leave out questions whose answer is not one token.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace an output that exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option(help="No progress bar.")]
+Sites = Annotated[Optional[list[str]], typer.Option("--site", help="Module to score, repeatable; left out: all five.")]
+Trust = Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")]
+
+
+def quiet_libraries() -> None:
+    """No progress bars or warnings but ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_model_and_tokenizer(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
+    """As `models.load_model`."""
+    quiet_libraries()
+    from culnig_fast.models import load_model
+
+    return load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def load_questions(task: str, data: str | None, topics: Path | None, split: str, tokenizer: Any) -> Any:
+    """The questions of a split, of files or of the embedded model's data."""
+    from culnig_fast.models import EMBEDDED
+    from culnig_fast.tasks.base import load_task
+
+    if data == EMBEDDED:
+        from culnig_fast.demo.embedded import task_files
+
+        data, files = task_files(task)
+    else:
+        files = {} if topics is None else {"topics": topics}
+    return load_task(task, data, files).questions(split, tokenizer)
+
+
+def report(as_json: bool, value: Any, text: str) -> None:
+    """Print a result for a program or for a person."""
+    print(json.dumps(value, ensure_ascii=False) if as_json else text)

@@ -1,0 +1,98 @@
+"""`score`: a score table from a model and a benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from culnig_fast.cli.app import app
+from culnig_fast.cli.options import (
+    BatchTokens,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Overwrite,
+    Quiet,
+    Sites,
+    SkipUnusable,
+    Split,
+    Task,
+    Topics,
+    Trust,
+    load_model_and_tokenizer,
+    load_questions,
+    report,
+)
+from culnig_fast.files import refuse_existing
+
+
+@app.command(epilog="Example: culnig-fast score demo --data demo --split neur --out neur.safetensors")
+def score(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Score table to write (.safetensors).")],
+    task: Task = "blend",
+    data: Data = None,
+    topics: Topics = None,
+    split: Split = "neur",
+    site: Sites = None,
+    reduction: Annotated[str, typer.Option(help="Over positions: max (the method's) or sum.")] = "max",
+    clamp_control: Annotated[bool, typer.Option(help="In split 'control', count negative scores as 0.")] = True,
+    padding: Annotated[str, typer.Option(help="exclude, or zero as the published program.")] = "exclude",
+    batch_tokens: BatchTokens = None,
+    batch_size: Annotated[Optional[int], typer.Option(min=1, help="Fixed batches in file order instead.")] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    skip_unusable: SkipUnusable = False,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Least time between two checkpoints.")] = 60.0,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score every neuron of a model on a benchmark.
+
+    Progress is kept beside the output every minute and on an interrupt; the same command continues from there.
+    """
+    refuse_existing(out, overwrite)
+    loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
+    from culnig_fast.attribution import attribute
+
+    questions = load_questions(task, data, topics, split, tokenizer)
+    table = attribute(
+        loaded,
+        tokenizer,
+        questions,
+        sites=site,
+        control=split == "control",
+        clamp_control=clamp_control,
+        batch_tokens=batch_tokens,
+        batch_size=batch_size,
+        padding=padding,
+        reduction=reduction,
+        on_unusable="skip" if skip_unusable else "error",
+        checkpoint=out.with_name(f"{out.name}.partial"),
+        checkpoint_seconds=checkpoint_seconds,
+        progress=not quiet,
+    )
+    table.metadata.update({"task": task, "split": split})
+    table.save(out, overwrite)
+    mean = float(table.probability.sum() / table.n_samples)
+    summary = {
+        "out": str(out),
+        "samples": table.n_samples,
+        "neurons": table.layout.size,
+        "groups": dict(zip(table.groups, table.counts.tolist(), strict=True)),
+        "mean_probability": mean,
+        "left_out": table.metadata["unusable"],
+    }
+    left_out = f", {len(summary['left_out'])} left out" if summary["left_out"] else ""
+    report(
+        as_json,
+        summary,
+        f"{out}: {table.n_samples:,} samples{left_out} of {len(table.groups)} groups, "
+        f"{table.layout.size:,} neurons, mean P {mean:.3f}",
+    )
