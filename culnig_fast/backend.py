@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,13 +15,31 @@ from culnig_fast.errors import CulnigError
 
 BACKENDS = ("auto", "triton", "reference")
 
+_KERNEL_HOMES = {
+    "actgrad_reduce": "actgrad",
+    "accumulate": "accumulate",
+    "gated_act": "gated_act",
+    "gated_act_backward": "gated_act_backward",
+    "rms_norm": "rms_norm",
+    "rms_norm_backward": "rms_norm",
+    "rotary": "rotary",
+    "rotary_backward": "rotary_backward",
+}
+"""Operation → module of `culnig_kernels` that holds its launcher."""
+
 
 @dataclass(frozen=True)
 class Operations:
-    """What an attributor calls; signatures and meaning as in `culnig_kernels.reference`."""
+    """What the engine calls; signatures and meaning as in `culnig_kernels.reference`."""
 
     actgrad_reduce: Callable[..., torch.Tensor]
     accumulate: Callable[..., None]
+    gated_act: Callable[..., torch.Tensor]
+    gated_act_backward: Callable[..., Any]
+    rms_norm: Callable[..., Any]
+    rms_norm_backward: Callable[..., torch.Tensor]
+    rotary: Callable[..., torch.Tensor]
+    rotary_backward: Callable[..., Any]
 
 
 def resolve(backend: str) -> Operations:
@@ -29,79 +48,43 @@ def resolve(backend: str) -> Operations:
     Args:
         backend: `triton` (the kernels: CUDA tensors, or any under TRITON_INTERPRET=1), `reference` (plain
             torch) or `auto` (for each tensor, the kernels on CUDA where Triton is installed, cache-sized blocks
-            on a CPU, else plain torch).
+            on a CPU, else plain torch). float64 always runs on plain torch.
 
     Raises:
         CulnigError: an unknown name, or `triton` where the kernels cannot run.
     """
     if backend not in BACKENDS:
         raise CulnigError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise CulnigError("backend 'triton' needs the triton package, which is not installed; use 'auto'")
+        if not torch.cuda.is_available() and not validate.interpreted():
+            raise CulnigError("backend 'triton' needs a CUDA device and there is none; use 'auto' or 'reference'")
+    return Operations(**{field.name: _dispatch(field.name, backend) for field in fields(Operations)})
+
+
+def _dispatch(name: str, backend: str) -> Callable[..., Any]:
+    """One operation, which looks at its first tensor to decide where it runs."""
+    plain: Callable[..., Any] = getattr(reference, name)
     if backend == "reference":
-        return Operations(reference.actgrad_reduce, reference.accumulate)
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
-        raise CulnigError("backend 'triton' needs the triton package, which is not installed; use 'auto'")
-    if backend == "auto":
-        return Operations(_auto_actgrad_reduce, _auto_accumulate)
-    if not torch.cuda.is_available() and not validate.interpreted():
-        raise CulnigError("backend 'triton' needs a CUDA device and there is none; use 'auto' or 'reference'")
-    return Operations(_triton_actgrad_reduce, _triton_accumulate)
+        return plain
+    on_cpu: Callable[..., Any] = getattr(cpu, name, plain)
 
+    def run(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if tensor.dtype == torch.float64:
+            return plain(tensor, *args, **kwargs)
+        if backend == "triton":
+            _require_reachable(tensor)
+        elif tensor.device.type == "cpu":
+            return on_cpu(tensor, *args, **kwargs)
+        elif not tensor.is_cuda or importlib.util.find_spec("triton") is None:
+            return plain(tensor, *args, **kwargs)
+        launch = getattr(importlib.import_module(f"culnig_kernels.{_KERNEL_HOMES[name]}"), name)
+        if name == "accumulate":  # its totals are written in place: a dense copy would take the sums
+            return launch(tensor, *args, **kwargs)
+        return launch(_dense(tensor), *(_dense(a) if isinstance(a, torch.Tensor) else a for a in args), **kwargs)
 
-def _triton_actgrad_reduce(
-    act: torch.Tensor,
-    grad: torch.Tensor,
-    lengths: torch.Tensor,
-    reduction: str = "max",
-    padding: str = "exclude",
-) -> torch.Tensor:
-    from culnig_kernels.actgrad import actgrad_reduce
-
-    _require_reachable(act)
-    return actgrad_reduce(_dense(act), _dense(grad), lengths, reduction, padding)
-
-
-def _triton_accumulate(
-    scores: torch.Tensor,
-    weight: torch.Tensor,
-    group: torch.Tensor,
-    totals: torch.Tensor,
-    clamp_below_zero: bool = False,
-) -> None:
-    from culnig_kernels.accumulate import accumulate
-
-    _require_reachable(scores)
-    accumulate(scores, weight, group, totals, clamp_below_zero)
-
-
-def _auto_actgrad_reduce(
-    act: torch.Tensor,
-    grad: torch.Tensor,
-    lengths: torch.Tensor,
-    reduction: str = "max",
-    padding: str = "exclude",
-) -> torch.Tensor:
-    run = _run_on(act, _triton_actgrad_reduce, reference.actgrad_reduce, cpu.actgrad_reduce)
-    return run(act, grad, lengths, reduction, padding)
-
-
-def _auto_accumulate(
-    scores: torch.Tensor,
-    weight: torch.Tensor,
-    group: torch.Tensor,
-    totals: torch.Tensor,
-    clamp_below_zero: bool = False,
-) -> None:
-    run = _run_on(scores, _triton_accumulate, reference.accumulate, reference.accumulate)
-    run(scores, weight, group, totals, clamp_below_zero)
-
-
-def _run_on(
-    tensor: torch.Tensor, triton: Callable[..., Any], plain: Callable[..., Any], on_cpu: Callable[..., Any]
-) -> Callable[..., Any]:
-    """The fastest of an operation's implementations that can take the tensor."""
-    if tensor.device.type == "cpu":
-        return on_cpu
-    return triton if tensor.is_cuda and importlib.util.find_spec("triton") is not None else plain
+    return run
 
 
 def _require_reachable(tensor: torch.Tensor) -> None:
@@ -113,4 +96,6 @@ def _require_reachable(tensor: torch.Tensor) -> None:
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
     """The kernels read columns that lie next to each other; autograd may hand over an expanded gradient."""
-    return tensor if tensor.shape[-1] == 1 or tensor.stride(-1) == 1 else tensor.contiguous()
+    if tensor.dim() == 0 or tensor.shape[-1] == 1 or tensor.stride(-1) == 1:
+        return tensor
+    return tensor.contiguous()
