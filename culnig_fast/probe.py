@@ -69,7 +69,7 @@ class LayerProbe:
 
     def __init__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.layer = layer
-        self._args, self._kwargs = args, kwargs
+        self.args, self.kwargs = args, kwargs
 
     def blocks(self) -> tuple[list[Block], list[Projection]]:
         """The blocks in calling order, and the projections that fit into none."""
@@ -79,7 +79,7 @@ class LayerProbe:
         position = 0
         while position < len(calls):
             end = position + 1
-            while end < len(calls) and _same_tensor(calls[end][1], calls[position][1]):
+            while end < len(calls) and same_tensor(calls[end][1], calls[position][1]):
                 end += 1
             entries = [projection for projection, _ in calls[position:end]]
             if end == len(calls):
@@ -133,7 +133,7 @@ class LayerProbe:
                     stack.callback(hook.remove)
             hook = block.exit.module.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].detach()))
             stack.callback(hook.remove)
-            self._run()
+            self.run()
         return seen[0].reshape(TOKENS, -1).float()
 
     def _trace(self) -> list[tuple[Projection, torch.Tensor]]:
@@ -148,12 +148,13 @@ class LayerProbe:
                     lambda m, inputs, projection=projection: calls.append((projection, inputs[0].detach()))
                 )
                 stack.callback(hook.remove)
-            self._run()
+            self.run()
         return calls
 
-    def _run(self) -> None:
+    def run(self) -> Any:
+        """What the layer returns for the recorded call."""
         with torch.no_grad():
-            self.layer(*self._args, **self._kwargs)
+            return self.layer(*self.args, **self.kwargs)
 
 
 @contextlib.contextmanager
@@ -202,7 +203,8 @@ def _resized(value: torch.Tensor, size: float) -> torch.Tensor:
     return (value.float() * (size / largest.clamp(min=torch.finfo(torch.float32).tiny))).to(value.dtype)
 
 
-def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether both begin at one address and have as many elements."""
     return a.data_ptr() == b.data_ptr() and a.numel() == b.numel()
 
 
