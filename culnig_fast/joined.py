@@ -1,0 +1,61 @@
+"""Projections that read one tensor, joined to one weight without a second copy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One projection in place of several: weight [outputs, inputs], bias [outputs] or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@contextlib.contextmanager
+def joined(projections: Sequence[nn.Linear]) -> Iterator[Joined]:
+    """Inside the block the projections' weights are row ranges of one tensor, to the same bits; apart again after.
+
+    A single projection stays as it is. Memory beyond the weights is one projection set at a time, while they are joined
+    and while they are taken apart.
+    """
+    if len(projections) == 1:
+        yield Joined(projections[0].weight.detach(), _detached(projections[0].bias))
+        return
+    weight = torch.cat([projection.weight.detach() for projection in projections])
+    biases = [_detached(projection.bias) for projection in projections]
+    bias = None
+    if any(b is not None for b in biases):
+        zeros = (weight.new_zeros(projection.out_features) for projection in projections)
+        bias = torch.cat([z if b is None else b for z, b in zip(zeros, biases, strict=True)])
+    start = 0
+    for projection in projections:
+        projection.weight.data = weight[start : start + projection.out_features]
+        start += projection.out_features
+    try:
+        yield Joined(weight, bias)
+    finally:
+        for projection in projections:
+            projection.weight.data = projection.weight.data.clone()
+
+
+def overlapping(parameters: Iterable[nn.Parameter]) -> set[int]:
+    """ids of the parameters that share memory with another: joining would tear them from it."""
+    spans = sorted(
+        ((p.data_ptr(), p.data_ptr() + p.nbytes, id(p)) for p in parameters if p.nbytes and not p.is_meta),
+    )
+    found: set[int] = set()
+    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            found |= {first, second}
+    return found
+
+
+def _detached(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.detach()
