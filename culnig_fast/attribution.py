@@ -37,6 +37,7 @@ def attribute(
     padding: str = "exclude",
     reduction: str = "max",
     backend: str = "auto",
+    path: str = "auto",
     on_unusable: str = "error",
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -59,6 +60,7 @@ def attribute(
         padding: `exclude`, or `zero` for parity with the published program (a score then depends on its batch).
         reduction: over positions, `max` (the method's) or `sum` (first-order effect of zeroing the neuron).
         backend: see `backend.resolve`.
+        path: `auto`, `fused` or `taps`; see `Attributor`.
         on_unusable: `error` or `skip` for a question whose answer is not one token of the vocabulary; skipped ones
             are counted and named in the metadata.
         checkpoint: a file for progress, written every `checkpoint_seconds` and on an interrupt, and removed at the
@@ -76,7 +78,7 @@ def attribute(
     groups = tuple(dict.fromkeys(question.group for question in kept))
     group_of = np.array([groups.index(question.group) for question in kept], dtype=np.int64)
     attributor = Attributor(
-        model, sites=sites, n_groups=len(groups), reduction=reduction, padding=padding, backend=backend
+        model, sites=sites, n_groups=len(groups), reduction=reduction, padding=padding, backend=backend, path=path
     )
     device = attributor.architecture.embedding.weight.device
     batch_tokens = default_batch_tokens(device) if batch_tokens is None else batch_tokens
@@ -88,6 +90,7 @@ def attribute(
             "clamp": clamp,
             "padding": padding,
             "reduction": reduction,
+            "path": path,
             "batches": [len(b) for b in batches],
         }
         run = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import nn
 from culnig_fast import backend as backends
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
+from culnig_fast.fused import Scoring
+from culnig_fast.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.neurons import NeuronSite
 from culnig_fast.tap import attach_taps
@@ -36,6 +38,8 @@ class Attributor:
         padding: `exclude` scores each sample by its own tokens; `zero` counts pads as scores of 0, as the published
             program does, which makes a score depend on the batch.
         backend: see `backend.resolve`.
+        path: `auto` runs each layer fused where its structure allows and on taps elsewhere, `taps` runs none fused,
+            `fused` refuses a model of which no layer can be. `fusion` says what each layer does.
 
     Raises:
         CulnigError: the model's structure cannot be resolved or an option is unknown.
@@ -50,10 +54,12 @@ class Attributor:
         reduction: str = "max",
         padding: str = "exclude",
         backend: str = "auto",
+        path: str = "auto",
     ) -> None:
         for name, value, known in (
             ("reduction", reduction, ("max", "sum")),
             ("padding", padding, ("exclude", "zero")),
+            ("path", path, PATHS),
         ):
             if value not in known:
                 raise CulnigError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
@@ -64,11 +70,14 @@ class Attributor:
         self.layout = self.architecture.layout(sites)
         self.n_groups = n_groups
         self.reduction, self.padding = reduction, padding
+        self.path = path
+        self.fusion = Fusion()
         self._ops = backends.resolve(backend)
         self._totals: dict[NeuronSite, torch.Tensor] = {}
         self._stack = contextlib.ExitStack()
         self._head: LastPosition | None = None
         self._lengths: torch.Tensor | None = None
+        self._positions = 0
         self._scoring: dict[str, Any] | None = None
 
     def __enter__(self) -> Attributor:
@@ -81,7 +90,12 @@ class Attributor:
             stack.callback(head.remove)
             leaf = self.architecture.embedding.register_forward_hook(_make_leaf)
             stack.callback(leaf.remove)
-            for handle in attach_taps(self.locations, self._score):
+            if self.path != "taps":
+                self.fusion = stack.enter_context(self._fused(head))
+            else:
+                self.fusion = Fusion(reasons=dict.fromkeys(range(len(self.architecture.layers)), "asked for"))
+            on_taps = [loc for loc in self.locations if loc.site.layer_idx not in self.fusion.layers]
+            for handle in attach_taps(on_taps, self._score):
                 stack.callback(handle.remove)
             self._head = head
             self._stack = stack.pop_all()
@@ -114,7 +128,7 @@ class Attributor:
             )
         if lengths.device.type == "cpu" and not ((lengths >= 1) & (lengths <= input_ids.shape[1])).all():
             raise CulnigError(f"lengths must lie in 1…{input_ids.shape[1]}; an empty sample cannot be scored")
-        self._lengths = lengths.to(input_ids.device)
+        self._lengths, self._positions = lengths.to(input_ids.device), input_ids.shape[1]
         with torch.enable_grad():
             return self._head.logits(input_ids, self._lengths)
 
@@ -186,15 +200,70 @@ class Attributor:
             self._totals[location.site] = torch.zeros(shape, dtype=torch.float64, device=device)
         return self._totals[location.site]
 
+    def _fused(self, head: LastPosition) -> contextlib.AbstractContextManager[Fusion]:
+        """The model with fused layers in it, proved on two short samples."""
+        device = self.architecture.embedding.weight.device
+        vocabulary = int(self.architecture.embedding.weight.shape[0])
+        input_ids = (torch.arange(3, 9, device=device) % vocabulary).view(2, 3)
+
+        def logits() -> torch.Tensor:
+            self._lengths = torch.tensor([3, 2], device=device)
+            try:
+                return head.logits(input_ids, self._lengths)
+            finally:
+                self._lengths = None
+
+        scoring = Scoring(
+            ops=self._ops,
+            reduction=self.reduction,
+            wanted=frozenset(location.site for location in self.locations),
+            lengths=self._running_lengths,
+            add=self._add,
+        )
+        return self._required(fused_layers(self.architecture, scoring, logits))
+
+    @contextlib.contextmanager
+    def _required(self, fusing: contextlib.AbstractContextManager[Fusion]) -> Iterator[Fusion]:
+        with fusing as fusion:
+            if self.path == "fused" and not fusion.layers:
+                raise CulnigError(
+                    f"no layer of {type(self.architecture.model).__name__} can be fused ({fusion.reasons[0]}); "
+                    "use path='auto' or 'taps'"
+                )
+            yield fusion
+
+    def _running_lengths(self) -> torch.Tensor:
+        if self._lengths is None:
+            raise CulnigError("the model ran outside Attributor.forward; call that one instead")
+        return self._lengths
+
     def _score(self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor) -> None:
+        """Score what a tap saw."""
         if self._scoring is None or self._lengths is None:
             raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
         lengths = self._lengths.to(act.device)
         if act.dim() == 2:  # OPT runs its MLP on [batch·T, hidden]
             act, grad = act.unflatten(0, (len(lengths), -1)), grad.unflatten(0, (len(lengths), -1))
-        scores = self._ops.actgrad_reduce(act, grad, lengths, self.reduction, self.padding)
+        self._add(location, self._ops.actgrad_reduce(act, grad, lengths, self.reduction), False)
+
+    def _add(self, location: SiteLocation, scores: torch.Tensor, last: bool) -> None:
+        """Add the running batch's scores [batch, K] to a site's totals.
+
+        Args:
+            location: the site.
+            scores: over each sample's real positions or, with `last`, its last one: the others' are exactly 0.
+            last: see there.
+        """
+        if self._scoring is None or self._lengths is None:
+            raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
+        if self.reduction == "max" and (last or self.padding == "zero"):
+            lengths = self._lengths.to(scores.device)
+            zeros = lengths > 1 if last else lengths < self._positions
+            if last and self.padding == "zero" and self._positions > 1:
+                zeros = torch.ones_like(zeros)
+            scores = torch.where(zeros[:, None], scores.clamp(min=0.0), scores)  # clamp keeps NaN
         totals = self._totals_of(location)
-        weight, group = self._scoring["weight"].to(act.device), self._scoring["group"].to(act.device)
+        weight, group = self._scoring["weight"].to(scores.device), self._scoring["group"].to(scores.device)
         self._ops.accumulate(scores, weight, group, totals, self._scoring["clamp_below_zero"])
 
 

@@ -20,8 +20,10 @@ from torch.nn import functional as F
 
 from culnig_fast.architecture import SiteLocation
 from culnig_fast.backend import Operations
+from culnig_fast.errors import CulnigError
 from culnig_fast.joined import Joined
 from culnig_fast.layer_parts import LayerParts, Norm, NotFusable, check_untouched, norm_arguments
+from culnig_fast.neurons import NeuronSite
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Scoring:
 
     ops: Operations
     reduction: str
-    wanted: frozenset[SiteLocation]
+    wanted: frozenset[NeuronSite]
     lengths: Callable[[], torch.Tensor]
     add: Callable[[SiteLocation, torch.Tensor, bool], None]
 
@@ -72,9 +74,9 @@ class FusedLayer:
     def __call__(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's output [S, T, H], or [S, 1, H] when only the last position is needed."""
         try:
-            check_untouched(self.parts.modules)
+            check_untouched(self.parts.inside)
         except NotFusable as error:
-            raise RuntimeError(f"{error}; hook the model before the attributor's block, or use path='taps'") from error
+            raise CulnigError(f"{error}; hook the model before the attributor's block, or use path='taps'") from error
         cos, sin = kwargs[self.parts.positions]
         out = _Layer.apply(hidden, cos, sin, kwargs.get("attention_mask"), self)
         return (out,) if self.parts.returns_tuple else out
@@ -118,13 +120,15 @@ class FusedLayer:
         ]
         with torch.enable_grad():
             leaves = [leaf.requires_grad_(True) for leaf in leaves]
-            heads = [leaf.unflatten(-1, (-1, parts.head_dim)).transpose(1, 2) for leaf in leaves]
+            query, key, value = (leaf.unflatten(-1, (-1, parts.head_dim)).transpose(1, 2) for leaf in leaves)
             groups = self.queries // self.keys
             if mask is not None and groups > 1:
                 # With a mask, grouped heads would leave the fused attention kernels.
-                heads[1:] = [h[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for h in heads[1:]]
+                key, value = (h[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for h in (key, value))
             out = F.scaled_dot_product_attention(
-                *heads,
+                query,
+                key,
+                value,
                 attn_mask=mask,
                 is_causal=mask is None and q.shape[1] > 1,
                 scale=parts.scale,
@@ -139,7 +143,7 @@ class FusedLayer:
 
     def wants(self, name: str) -> bool:
         """Whether the site is scored."""
-        return self.parts.sites[name] in self.scoring.wanted
+        return self.parts.sites[name].site in self.scoring.wanted
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
         layer: FusedLayer = ctx.layer
         x, q, k, v, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last = ctx.saved_tensors
-        parts = layer.parts
+        parts, dy = layer.parts, dy.contiguous()
         lengths = layer.scoring.lengths().to(x.device)
         d = dy
         if parts.after_mlp is not None:
@@ -225,10 +229,12 @@ def _project(
     """q, k, v, all of them columns of one product unless q is of the last position alone."""
     weight, bias, queries = layer.qkv.weight, layer.qkv.bias, layer.queries
     if last is None:
-        return F.linear(n, weight, bias).split([queries, layer.keys, layer.keys], dim=-1)  # type: ignore[return-value]
+        q, k, v = F.linear(n, weight, bias).split([queries, layer.keys, layer.keys], dim=-1)
+        return q, k, v
     q = F.linear(_rows(n, last), weight[:queries], None if bias is None else bias[:queries])
     kv = F.linear(n, weight[queries:], None if bias is None else bias[queries:])
-    return q, *kv.chunk(2, dim=-1)
+    k, v = kv.chunk(2, dim=-1)
+    return q, k, v
 
 
 def _visible(

@@ -51,9 +51,12 @@ def overlapping(parameters: Iterable[nn.Parameter]) -> set[int]:
         ((p.data_ptr(), p.data_ptr() + p.nbytes, id(p)) for p in parameters if p.nbytes and not p.is_meta),
     )
     found: set[int] = set()
-    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+    end, owner = 0, 0
+    for start, stop, parameter in spans:
         if start < end:
-            found |= {first, second}
+            found |= {owner, parameter}
+        if stop > end:
+            end, owner = stop, parameter
     return found
 
 

@@ -54,6 +54,8 @@ class LastPosition:
         if self._lengths is None:
             return None
         hidden = args[0]
+        if hidden.shape[1] == 1:  # one token a sample, or the last layer was cut to its last position
+            return None
         last = (self._lengths.to(hidden.device) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
         return (hidden.gather(1, last), *args[1:])
 

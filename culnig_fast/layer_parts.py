@@ -9,7 +9,7 @@ layer stays on taps.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ class LayerParts:
         scale: of the attention's scores; None is 1/√head_dim.
         positions: the layer's keyword argument that holds (cos, sin).
         returns_tuple: whether the layer returns its output in a tuple.
+        inside: every module of the layer, none of which is called any more.
     """
 
     sites: dict[str, SiteLocation]
@@ -77,13 +78,7 @@ class LayerParts:
     scale: float | None
     positions: str
     returns_tuple: bool
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """Everything that the fused layer computes without calling it."""
-        norms = (self.before_attention, self.before_mlp, self.after_attention, self.after_mlp)
-        heads = (self.query_norm, self.key_norm)
-        return [*self.qkv, *self.gate_up, self.o, self.down, *(n.module for n in (*norms, *heads) if n is not None)]
+    inside: tuple[nn.Module, ...]
 
 
 def find_parts(probe: LayerProbe, sites: Sequence[SiteLocation]) -> LayerParts:
@@ -123,6 +118,7 @@ def find_parts(probe: LayerProbe, sites: Sequence[SiteLocation]) -> LayerParts:
             scale=scale,
             positions="",
             returns_tuple=isinstance(trace.result, tuple),
+            inside=tuple(probe.layer.modules())[1:],
         )
         norms.check_all_found(probe.layer)
         return _with_positions(parts, trace, probe)
@@ -255,9 +251,9 @@ class _Norms:
     def check_all_found(self, layer: nn.Module) -> None:
         """Raise NotFusable when the layer has weights beside projections and the norms found."""
         for module in layer.modules():
-            if any(True for _ in module.parameters(recurse=False)) and linear_shape(module) is None:
-                if module not in self._found:
-                    raise NotFusable(f"it has a {type(module).__name__} in a place that fusing does not know")
+            weighted = any(True for _ in module.parameters(recurse=False)) and linear_shape(module) is None
+            if weighted and module not in self._found:
+                raise NotFusable(f"it has a {type(module).__name__} in a place that fusing does not know")
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -343,15 +339,3 @@ def norm_arguments(norm: Norm | None) -> dict[str, Any]:
 def _close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
     error = (got.double() - expected.double()).abs().max()
     return bool(error <= tolerance * expected.double().abs().max())
-
-
-def parts_of_layers(
-    probes: Sequence[LayerProbe], locations: Sequence[SiteLocation]
-) -> Iterator[tuple[LayerProbe, LayerParts | str]]:
-    """Each layer with its parts, or with the reason why it has none."""
-    for index, probe in enumerate(probes):
-        sites = [location for location in locations if location.site.layer_idx == index]
-        try:
-            yield probe, find_parts(probe, sites)
-        except NotFusable as error:
-            yield probe, str(error)
