@@ -21,6 +21,7 @@ class Taps(Plain):
     name: ClassVar[str] = "taps"
     summary: ClassVar[str] = "ours, step 1: taps that score inside the backward, plain torch"
     backend: ClassVar[str] = "reference"
+    path: ClassVar[str] = "taps"
 
     def missing(self, model: Any) -> str:
         """Why this cannot run, or nothing."""
@@ -33,14 +34,16 @@ class Taps(Plain):
         if reason:
             raise NotAvailable(reason)
         architecture = discover(model)
-        # The CPU's own blocks are what users get there; on a GPU this row is the step before the kernels.
-        on_cpu = architecture.embedding.weight.device.type == "cpu"
-        backend = "auto" if on_cpu and self.backend == "reference" else self.backend
+        # The CPU's own blocks are what users get there; on a GPU the first row is the step before the kernels.
+        backend = "auto" if architecture.embedding.weight.device.type == "cpu" else self.backend
         try:
-            attributor = Attributor(architecture, n_groups=n_groups, backend=backend)
+            attributor = Attributor(architecture, n_groups=n_groups, backend=backend, path=self.path)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(attributor)
+                opened = stack.pop_all()
         except CulnigError as error:
-            raise NotAvailable(f"backend {backend!r}: {error}") from error
-        with attributor:
+            raise NotAvailable(str(error)) from error
+        with opened:
 
             def step(batch: Batch) -> None:
                 log_p = gold_log_p(attributor.forward(batch.input_ids, batch.lengths), batch)
@@ -64,15 +67,10 @@ class Kernels(Taps):
         return "" if model.device.type == "cuda" else "needs a CUDA device"
 
 
-class Fused(Kernels):
-    """Fused modules swapped in for the pass."""
+class Fused(Taps):
+    """Fused layers swapped in for the pass; on a GPU with Triton kernels."""
 
     name: ClassVar[str] = "fused"
-    summary: ClassVar[str] = "ours, step 3: fused projections, gated MLP and norms"
-    backend: ClassVar[str] = "fused"
-
-    def missing(self, model: Any) -> str:
-        """See `Taps.missing`."""
-        if find_spec("culnig_fast.fused") is None:
-            return "culnig_fast has no fused path yet"
-        return super().missing(model)
+    summary: ClassVar[str] = "ours, step 3: whole layers fused, the last one cut to the last position"
+    backend: ClassVar[str] = "auto"
+    path: ClassVar[str] = "fused"
