@@ -125,6 +125,7 @@ def attribute(
             "clamped": control and clamp_control,
             "reduction": reduction,
             "padding": padding,
+            "fusion": attributor.fusion.describe(),
             "batch_tokens": None if batch_size else batch_tokens,
             "batch_size": batch_size,
             "unusable": list(encoded.unusable),

@@ -41,11 +41,23 @@ def assert_sites_close(table: ScoreTable, expected: np.ndarray, tolerance: float
         assert error.max() <= tolerance * scale, f"{site}: {error.max() / scale:.2e} of the largest, first at {worst}"
 
 
+def site_error(table: ScoreTable, exact: ScoreTable) -> float:
+    """The largest error of any site, as a share of the site's largest score."""
+    errors = []
+    for site in table.layout.sites:
+        where = table.layout.slice(site.module_name, site.layer_idx)
+        errors.append(np.abs(table.totals - exact.totals)[:, where].max() / np.abs(exact.totals[:, where]).max())
+    return float(max(errors))
+
+
+@pytest.mark.parametrize("path", ["fused", "taps"])
 @pytest.mark.parametrize("reduction", ["max", "sum"])
 @pytest.mark.parametrize("family", families.LISTED)
-def test_totals_equal_the_oracle(family: str, reduction: str) -> None:
+def test_totals_equal_the_oracle(family: str, reduction: str, path: str) -> None:
     model = families.build(family)
-    table = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, reduction=reduction, batch_tokens=30, progress=False)
+    table = cf.attribute(
+        model, TOKENIZER, QUESTIONS, sites=SITES, reduction=reduction, batch_tokens=30, path=path, progress=False
+    )
     expected = oracle.totals(model, samples_of(QUESTIONS), 3, SITES, reduction=reduction)
     assert_sites_close(table, expected)
     assert table.counts.tolist() == [4, 4, 3]
@@ -61,10 +73,13 @@ def test_control_clamps_each_weighted_score(family: str) -> None:
     assert np.abs(plain.totals - clamped.totals).max() > 0
 
 
+@pytest.mark.parametrize("path", ["fused", "taps"])
 @pytest.mark.parametrize("family", families.LISTED)
-def test_zero_padding_equals_the_published_variant(family: str) -> None:
+def test_zero_padding_equals_the_published_variant(family: str, path: str) -> None:
     model = families.build(family)
-    table = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, padding="zero", batch_size=4, progress=False)
+    table = cf.attribute(
+        model, TOKENIZER, QUESTIONS, sites=SITES, padding="zero", batch_size=4, path=path, progress=False
+    )
     assert_sites_close(table, oracle.totals(model, samples_of(QUESTIONS), 3, SITES, batch_size=4))
     excluded = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, batch_size=4, progress=False)
     assert np.abs(table.totals - excluded.totals).max() > 0
@@ -88,8 +103,10 @@ def test_scores_do_not_depend_on_the_batch(family: str) -> None:
 def test_families_nobody_listed_agree_with_one_at_a_time(family: str) -> None:
     model = families.build(family)
     together = cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
-    double = cf.attribute(model.double(), TOKENIZER, QUESTIONS, batch_tokens=1, progress=False)
-    assert_sites_close(together, double.totals)
+    plain = cf.attribute(model, TOKENIZER, QUESTIONS, batch_tokens=1, path="taps", backend="reference", progress=False)
+    double = cf.attribute(model.double(), TOKENIZER, QUESTIONS, batch_tokens=1, path="taps", progress=False)
+    # Granite multiplies its attention scores by 1: under so sharp a softmax float32 itself is 1e-5 off.
+    assert_sites_close(together, double.totals, max(TOLERANCE, 2 * site_error(plain, double)))
 
 
 def test_the_same_command_gives_the_same_bits() -> None:

@@ -6,6 +6,7 @@ import families
 import numpy as np
 import pytest
 import torch
+from oracle import ORDER as SITES
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
@@ -27,6 +28,7 @@ def test_totals_do_not_depend_on_the_backend(family: str, reduction: str, paddin
             reduction=reduction,
             padding=padding,
             backend=backend,
+            path="taps",
             progress=False,
         )
         for backend in ("triton", "reference", "auto")
@@ -38,6 +40,26 @@ def test_totals_do_not_depend_on_the_backend(family: str, reduction: str, paddin
     np.testing.assert_allclose(tables[0].totals, tables[1].totals, rtol=0, atol=1e-6 * scale)
     same = tables[0] if device.type == "cuda" else tables[1]
     assert np.array_equal(tables[2].totals, same.totals)
+
+
+@pytest.mark.parametrize("family", families.LISTED)
+def test_fused_layers_on_the_kernels_are_as_exact_as_plain_torch(family: str, device: torch.device) -> None:
+    """Every kernel of the fast path, end to end, against a float64 run; fused plain torch is the measure."""
+    model, tokenizer, questions = families.build(family).to(device), make_tokenizer(), make_questions(5)
+    tables = {
+        backend: cf.attribute(
+            model, tokenizer, questions, sites=SITES, batch_size=3, backend=backend, path="fused", progress=False
+        )
+        for backend in ("triton", "reference")
+    }
+    exact = cf.attribute(
+        model.double(), tokenizer, questions, sites=SITES, batch_size=3, path="taps", progress=False
+    ).totals
+    for site in tables["triton"].layout.sites:
+        where = tables["triton"].layout.slice(site.module_name, site.layer_idx)
+        error, plain = (np.abs(tables[b].totals - exact)[:, where].max() for b in ("triton", "reference"))
+        scale = np.abs(exact[:, where]).max()
+        assert error <= max(2 * plain, 1e-5 * scale), f"{site}: {error / scale:.1e}, plain torch {plain / scale:.1e}"
 
 
 def test_an_expanded_gradient_is_taken(device: torch.device) -> None:
