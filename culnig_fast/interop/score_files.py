@@ -103,7 +103,8 @@ def write_score_file(
 def _datasets(table: ScoreTable, dataset: str | None) -> dict[str, Sequence[str]]:
     known = table.metadata.get("datasets")
     if dataset is None and known:
-        datasets, start = {}, 0
+        datasets: dict[str, Sequence[str]] = {}
+        start = 0
         for name, count in known.items():
             datasets[name] = table.ids[start : start + count]
             start += count
