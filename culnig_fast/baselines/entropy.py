@@ -84,7 +84,7 @@ def select_by_entropy(
     position = max(1, round(probability.size * percentile / 100)) - 1
     bar = float(np.partition(probability, position, axis=None)[position])
     above = np.asarray(probability > bar)
-    eligible: np.ndarray = above.any(0)
+    eligible = np.asarray(above.any(0))
     if exclude is not None:
         known = exclude.where(gone) if (gone := _shared_modules(exclude, table)) else NeuronSet.empty()
         eligible &= ~np.isin(pool, known.flat(table.layout))
