@@ -84,7 +84,7 @@ def random_table(groups: int = 4, width: int = 500, seed: int = 0) -> Activation
     return ActivationTable(positive, sums - 0.5, sums, tokens, np.full(groups, 5), names, ("x",), layout)
 
 
-def plain_lape(table: ActivationTable, share: float, percentile: float) -> tuple[list[int], dict[str, set[int]]]:
+def plain_lape(table: ActivationTable, share: float, percentile: float) -> tuple[list[int], dict[str, set[int]], float]:
     """LAPE in loops."""
     groups, neurons = table.positive.shape
     p = [[table.positive[g, n] / table.tokens[g] for n in range(neurons)] for g in range(groups)]
@@ -98,14 +98,15 @@ def plain_lape(table: ActivationTable, share: float, percentile: float) -> tuple
         shares = [value / sum(column) for value in column]
         entropies.append((-sum(s * np.log(s) for s in shares if s > 0), n))
     chosen = [n for _, n in sorted(entropies)[: round(share * neurons)]]
-    return chosen, {table.groups[g]: {n for n in chosen if p[g][n] > bar} for g in range(groups)}
+    return chosen, {table.groups[g]: {n for n in chosen if p[g][n] > bar} for g in range(groups)}, bar
 
 
 @pytest.mark.parametrize(("share", "percentile"), [(0.01, 95.0), (0.1, 95.0), (0.05, 80.0), (1.0, 99.0)])
 def test_lape_equals_a_plain_version(share: float, percentile: float) -> None:
     table = random_table()
     found = select_by_entropy(table, share=share, percentile=percentile)
-    chosen, by_group = plain_lape(table, share, percentile)
+    chosen, by_group, bar = plain_lape(table, share, percentile)
+    assert found.neurons.info["bar"] == bar
     assert len(chosen) > 0
     assert found.neurons.flat(table.layout).tolist() == chosen
     assert {name: set(part.flat(table.layout).tolist()) for name, part in found.by_group.items()} == by_group
