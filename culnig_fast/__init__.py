@@ -14,6 +14,7 @@ _HOMES = {
     "Architecture": "architecture",
     "Attributor": "attributor",
     "CulnigError": "errors",
+    "DeviceTable": "selection_device",
     "Evaluation": "evaluation",
     "NeuronLayout": "neurons",
     "NeuronSet": "neurons",
@@ -30,6 +31,9 @@ _HOMES = {
     "select_general": "selection",
     "select_random": "selection",
     "select_specific": "selection",
+    "select_specific_all": "selection",
+    "sweep_general": "sweep",
+    "sweep_specific": "sweep",
     "suppress": "masking",
 }
 

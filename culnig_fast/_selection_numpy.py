@@ -201,7 +201,8 @@ def _in_place(value: Any, name: str) -> np.ndarray:
         return np.from_dlpack(value)
     except Exception as error:  # each library has its own
         raise TypeError(
-            f"{name} cannot be read in place ({error}); it must be a NumPy array or a tensor on the CPU without gradients"
+            f"{name} cannot be read in place ({error}); "
+            "it must be a NumPy array or a tensor on the CPU without gradients"
         ) from error
 
 
