@@ -104,6 +104,32 @@ def test_the_whole_chain(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert baked["accuracy"] == suppressed["accuracy"]
 
 
+def test_all_countries_and_a_sweep_of_thresholds(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    neur, control, crc = (scores(folder, name, capsys) for name in ("neur", "control", "crc"))
+    tables = (neur, "--control", control, "--surface", crc)
+    loose = ("--share", 0.1, "--surface-share", 0, "--min-z", -10)
+    sizes = run(capsys, "select", "specific-all", *tables, "--country", "US", "--country", "Mexico", *loose,
+                "--out-dir", tmp_path / "sets")  # fmt: skip
+    assert {name: one["neurons"] for name, one in sizes.items()} == {"US": 22, "Mexico": 22}
+    run(capsys, "select", "specific", *tables, "--country", "US", *loose, "--out", tmp_path / "one.json")
+    one, other = (cf.NeuronSet.load(path) for path in (tmp_path / "one.json", sizes["US"]["out"]))
+    assert one == other
+    assert invoke("select", "specific-all", *tables, "--country", "US", "--out-dir", tmp_path / "sets") == 1
+    assert "exists already" in capsys.readouterr().err
+
+    swept = run(capsys, "select", "general", *tables, "--surface-share", 0, "--sweep", "mlp_share=0.05,0.1",
+                "--sweep", "attention_share=0,0.1", "--out", tmp_path / "settings.csv")["general"]  # fmt: skip
+    assert [(row["mlp_share"], row["attention_share"], row["neurons"]) for row in swept] == [
+        (0.05, 0.0, 4), (0.05, 0.1, 16), (0.1, 0.0, 9), (0.1, 0.1, 21)]  # fmt: skip
+    assert swept[0]["jaccard"] == pytest.approx([1, 4 / 16, 4 / 9, 4 / 21])
+    with (tmp_path / "settings.csv").open() as file:
+        assert [row["neurons"] for row in csv.DictReader(file)] == ["4", "16", "9", "21"]
+    assert invoke("select", "general", *tables, "--sweep", "t=1", "--out", tmp_path / "no.csv") == 1
+    assert "there is no threshold 't'" in capsys.readouterr().err
+
+
 def test_info_names_sites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, "info", folder / "model")
     assert found["layer_class"] == "LlamaDecoderLayer"

@@ -20,30 +20,50 @@ select_app = typer.Typer(help="Choose neurons from score tables.", no_args_is_he
 app.add_typer(select_app, name="select")
 
 
+Neur = Annotated[Path, typer.Argument(help="Scores on the identification half.")]
+Control = Annotated[Path, typer.Option(help="Scores on the control set.")]
+Surface = Annotated[Path, typer.Option(help="Scores on CountryRC.")]
+Out = Annotated[Path, typer.Option(help="Neuron set to write (.json); with --sweep, the table of settings (.csv).")]
+SurfaceShare = Annotated[float, typer.Option(help="r: top share on CountryRC that is dropped.")]
+Share = Annotated[float, typer.Option(help="t of the pool.")]
+MinZ = Annotated[float, typer.Option(help="Least z-score over the countries.")]
+SweepOption = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--sweep", metavar="NAME=V,V…", help="Try these values of a threshold, repeatable; every combination is a row."
+    ),
+]
+
+
 @select_app.command(
     "general",
     epilog="Example: culnig-fast select general neur.safetensors --control ctrl.safetensors "
-    "--surface crc.safetensors --out general.json",
+    "--surface crc.safetensors --out general.json; or, to see how much the choice hangs on the thresholds, "
+    "--sweep mlp_share=0.005,0.01,0.02 --sweep surface_share=0.005,0.01 --out settings.csv",
 )
 def select_general_command(
-    neur: Annotated[Path, typer.Argument(help="Scores on the identification half.")],
-    control: Annotated[Path, typer.Option(help="Scores on the control set.")],
-    surface: Annotated[Path, typer.Option(help="Scores on CountryRC.")],
-    out: Annotated[Path, typer.Option(help="Neuron set to write (.json).")],
+    neur: Neur,
+    control: Control,
+    surface: Surface,
+    out: Out,
     mlp_share: Annotated[float, typer.Option(help="t of the MLP pool.")] = 0.01,
     attention_share: Annotated[float, typer.Option(help="t of the attention pool.")] = 0.002,
-    surface_share: Annotated[float, typer.Option(help="r: top share on CountryRC that is dropped.")] = 0.01,
+    surface_share: SurfaceShare = 0.01,
+    sweep: SweepOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Choose culture-general neurons."""
-    from culnig_fast.scores import ScoreTable
     from culnig_fast.selection import select_general
+    from culnig_fast.sweep import sweep_general
 
     refuse_existing(out, overwrite)
-    scores = ScoreTable.load(neur), ScoreTable.load(control), ScoreTable.load(surface)
-    chosen = select_general(*scores, mlp_share=mlp_share, attention_share=attention_share, surface_share=surface_share)
-    _save_set(chosen, out, overwrite, as_json)
+    thresholds = {"mlp_share": mlp_share, "attention_share": attention_share, "surface_share": surface_share}
+    if sweep:
+        values = _values(sweep, thresholds)
+        _save_sweeps({"general": sweep_general(*_tables(neur, control, surface), **values)}, out, overwrite, as_json)
+        return
+    _save_set(select_general(*_tables(neur, control, surface), **thresholds), out, overwrite, as_json)
 
 
 @select_app.command(
@@ -52,25 +72,73 @@ def select_general_command(
     "--surface crc.safetensors --country Mexico --out mexico.json",
 )
 def select_specific_command(
-    neur: Annotated[Path, typer.Argument(help="Scores on the identification half.")],
-    control: Annotated[Path, typer.Option(help="Scores on the control set.")],
-    surface: Annotated[Path, typer.Option(help="Scores on CountryRC.")],
+    neur: Neur,
+    control: Control,
+    surface: Surface,
     country: Annotated[str, typer.Option(help="Target country, in any of BLEnD's spellings.")],
-    out: Annotated[Path, typer.Option(help="Neuron set to write (.json).")],
-    share: Annotated[float, typer.Option(help="t of the pool.")] = 0.003,
-    surface_share: Annotated[float, typer.Option(help="r: top share on CountryRC that is dropped.")] = 0.01,
-    min_z: Annotated[float, typer.Option(help="Least z-score over the countries.")] = 0.5,
+    out: Out,
+    share: Share = 0.003,
+    surface_share: SurfaceShare = 0.01,
+    min_z: MinZ = 0.5,
+    sweep: SweepOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Choose the neurons of one country."""
-    from culnig_fast.scores import ScoreTable
     from culnig_fast.selection import select_specific
+    from culnig_fast.sweep import sweep_specific
 
     refuse_existing(out, overwrite)
-    scores = ScoreTable.load(neur), ScoreTable.load(control), ScoreTable.load(surface)
-    chosen = select_specific(*scores, country, share=share, surface_share=surface_share, min_z=min_z)
-    _save_set(chosen, out, overwrite, as_json)
+    thresholds = {"share": share, "surface_share": surface_share, "min_z": min_z}
+    if sweep:
+        values = _values(sweep, thresholds)
+        found = sweep_specific(*_tables(neur, control, surface), (country,), **values)
+        _save_sweeps(found, out, overwrite, as_json)
+        return
+    _save_set(select_specific(*_tables(neur, control, surface), country, **thresholds), out, overwrite, as_json)
+
+
+@select_app.command(
+    "specific-all",
+    epilog="Example: culnig-fast select specific-all neur.safetensors --control ctrl.safetensors "
+    "--surface crc.safetensors --out-dir specific",
+)
+def select_specific_all_command(
+    neur: Neur,
+    control: Control,
+    surface: Surface,
+    out_dir: Annotated[Path, typer.Option(help="Folder for a neuron set a country; made if it is not there.")],
+    country: Annotated[
+        Optional[list[str]], typer.Option(help="Target country, repeatable; left out: the method's eight.")
+    ] = None,
+    share: Share = 0.003,
+    surface_share: SurfaceShare = 0.01,
+    min_z: MinZ = 0.5,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the neurons of each country, in one sweep over the tables."""
+    from culnig_fast.selection import select_specific_all
+    from culnig_fast.tasks.countries import TARGET_COUNTRIES
+
+    found = select_specific_all(
+        *_tables(neur, control, surface),
+        tuple(country or TARGET_COUNTRIES),
+        share=share,
+        surface_share=surface_share,
+        min_z=min_z,
+    )
+    paths = {name: out_dir / f"{name.lower().replace(' ', '_')}.json" for name in found}
+    for path in paths.values():
+        refuse_existing(path, overwrite)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CulnigError(f"cannot make folder {out_dir} ({error.strerror}); choose another --out-dir") from error
+    for name, chosen in found.items():
+        chosen.save(paths[name], overwrite)
+    sizes = {name: {"out": str(paths[name]), "neurons": len(chosen)} for name, chosen in found.items()}
+    report(as_json, sizes, "\n".join(f"{one['out']}: {one['neurons']:,} neurons" for one in sizes.values()))
 
 
 @select_app.command(
@@ -104,3 +172,40 @@ def _save_set(chosen: Any, out: Path, overwrite: bool, as_json: bool) -> None:
     detail = ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
     summary = {"out": str(out), "neurons": len(chosen), "modules": counts, "info": chosen.info}
     report(as_json, summary, f"{out}: {len(chosen):,} neurons ({detail})")
+
+
+def _tables(neur: Path, control: Path, surface: Path) -> tuple[Any, Any, Any]:
+    from culnig_fast.scores import ScoreTable
+
+    return ScoreTable.load(neur), ScoreTable.load(control), ScoreTable.load(surface)
+
+
+def _values(sweep: list[str], thresholds: dict[str, float]) -> dict[str, list[float]]:
+    """The values to try of each threshold: those of --sweep, or the one option."""
+    values = {name: [value] for name, value in thresholds.items()}
+    for text in sweep:
+        name, _, listed = text.partition("=")
+        if name not in values:
+            raise CulnigError(f"--sweep {text!r}: there is no threshold {name!r}; choose from {', '.join(values)}")
+        try:
+            values[name] = [float(value) for value in listed.split(",")]
+        except ValueError:
+            raise CulnigError(f"--sweep {text!r}: give numbers, as in {name}=0.005,0.01") from None
+    return values
+
+
+def _save_sweeps(sweeps: Any, out: Path, overwrite: bool, as_json: bool) -> None:
+    from culnig_fast.files import write_text
+    from culnig_fast.sweep import as_csv
+
+    write_text(out, as_csv(sweeps), overwrite)
+    lines = []
+    for name, sweep in sweeps.items():
+        names = list(sweep.settings[0])
+        numbers = [str(i + 1) for i in range(len(sweep.settings))]
+        lines.append("  ".join([f"{name:>4s}", *(f"{n:>15s}" for n in names), "neurons  Jaccard with", *numbers]))
+        for i, (setting, chosen) in enumerate(zip(sweep.settings, sweep.sets, strict=True)):
+            cells = [f"{setting[n]:>15g}" for n in names]
+            overlaps = "  ".join(f"{value:.2f}" for value in sweep.jaccard[i])
+            lines.append("  ".join([f"{i + 1:>{max(4, len(name))}d}", *cells, f"{len(chosen):>7,}", overlaps]))
+    report(as_json, {name: sweep.rows() for name, sweep in sweeps.items()}, "\n".join([*lines, f"{out} holds it all"]))

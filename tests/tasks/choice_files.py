@@ -37,13 +37,17 @@ def write_any(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def cultural_rows() -> list[dict[str, str]]:
-    """Three rows of one country, two of another, alternating; traps: `None`, equal options, newlines, trailing space."""
+    """Three rows of one country, two of another; traps: `None`, equal options, newlines, trailing space."""
     rows = []
     for i, country in enumerate(["United Kingdom", "Türkiye", "United Kingdom", "Türkiye", "United Kingdom"]):
         options = ["tea, with milk", 'the "best" one', f"option {i}", "None"]
         if i == 3:
             options[3] = options[0]
-        row = {"data_idx": str(i), "question_idx": str(i), "prompt_question": f"What is usual?\n(i) tea\n(ii) rain {i}  "}
+        row = {
+            "data_idx": str(i),
+            "question_idx": str(i),
+            "prompt_question": f"What is usual?\n(i) tea\n(ii) rain {i}  ",
+        }
         row |= {f"prompt_option_{letter}": text for letter, text in zip("abcd", options, strict=True)}
         rows.append(row | {"answer": "DABDC"[i], "country": country})
     return rows

@@ -252,4 +252,6 @@ def test_the_real_metadata_gives_238_questions_on_their_scales(tmp_path: Path) -
     # Q119's codebook counts from 0 and orders otherwise: only the question speaks.
     texts = {item.id: item.text for item in task.items}
     assert "Hard to say" not in texts["UK/Q119"]
-    assert texts["UK/Q1"].endswith("1. Very important\n2. Rather important\n3. Not very important\n4. Not at all important")
+    assert texts["UK/Q1"].endswith(
+        "1. Very important\n2. Rather important\n3. Not very important\n4. Not at all important"
+    )
