@@ -41,6 +41,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/attribution_speed.py --device cpu
+	$(BIN)/python bench/selection_speed.py
 	$(BIN)/python bench/meaning.py
 
 clean:

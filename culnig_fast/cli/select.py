@@ -58,7 +58,8 @@ def select_general_command(
     from culnig_fast.sweep import sweep_general
 
     refuse_existing(out, overwrite)
-    thresholds = {"mlp_share": mlp_share, "attention_share": attention_share, "surface_share": surface_share}
+    shares = {"mlp_share": mlp_share, "attention_share": attention_share}
+    thresholds: dict[str, Any] = {**shares, "surface_share": surface_share}
     if sweep:
         values = _values(sweep, thresholds)
         _save_sweeps({"general": sweep_general(*_tables(neur, control, surface), **values)}, out, overwrite, as_json)
@@ -89,7 +90,7 @@ def select_specific_command(
     from culnig_fast.sweep import sweep_specific
 
     refuse_existing(out, overwrite)
-    thresholds = {"share": share, "surface_share": surface_share, "min_z": min_z}
+    thresholds: dict[str, Any] = {"share": share, "surface_share": surface_share, "min_z": min_z}
     if sweep:
         values = _values(sweep, thresholds)
         found = sweep_specific(*_tables(neur, control, surface), (country,), **values)
@@ -180,7 +181,7 @@ def _tables(neur: Path, control: Path, surface: Path) -> tuple[Any, Any, Any]:
     return ScoreTable.load(neur), ScoreTable.load(control), ScoreTable.load(surface)
 
 
-def _values(sweep: list[str], thresholds: dict[str, float]) -> dict[str, list[float]]:
+def _values(sweep: list[str], thresholds: dict[str, float]) -> dict[str, Any]:
     """The values to try of each threshold: those of --sweep, or the one option."""
     values = {name: [value] for name, value in thresholds.items()}
     for text in sweep:

@@ -1,0 +1,1 @@
+"""Selection: the tables, the jobs and who does them."""
