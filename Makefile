@@ -5,12 +5,13 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-gpu lint bench clean
+.PHONY: help demo test test-gpu test-sanitize lint bench clean
 
 help:
 	@echo "make demo    score, select, suppress and evaluate on the embedded model"
 	@echo "make test    run the tests (PYTEST_ARGS='-k selection' for some of them)"
 	@echo "make test-gpu  run the tests of kernels and engine on a GPU, for real and under compute-sanitizer"
+	@echo "make test-sanitize  run the tests of the C++ core under address, undefined-behaviour and thread sanitizers"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   run the benchmarks"
 	@echo "make clean   remove $(VENV) and what was built"
@@ -33,6 +34,17 @@ test: $(STAMP)
 test-gpu: $(STAMP)
 	$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'no CUDA device: make test runs the kernels under the interpreter')"
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/kernels tests/test_fused.py tests/test_fidelity.py tests/test_attributor.py
+
+# Checks within the core alone: Python and the other libraries leak by design. Addresses are not randomised, since
+# the thread sanitizer of GCC 12 does not know where newer kernels put things.
+test-sanitize: $(STAMP)
+	for kind in address,undefined thread; do \
+		CULNIG_SANITIZE=$$kind $(BIN)/python setup.py -q build_ext --force --build-temp build/temp-$$kind --build-lib build/$$kind || exit 1; \
+	done
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/python tests/sanitized.py build/address,undefined $(PYTEST_ARGS)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:report_signal_unsafe=0 OMP_NUM_THREADS=1 \
+		setarch -R $(BIN)/python tests/sanitized.py build/thread $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Builds the C++ core `culnig_fast._selection`; everything else stands in pyproject.toml."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,13 +11,19 @@ from setuptools.command.build_ext import build_ext
 MSVC = sys.platform == "win32"
 # Contracted multiply-adds would break the bitwise agreement with the NumPy twin on machines that have them.
 FLAGS = ["/O2", "/fp:precise"] if MSVC else ["-O3", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra"]
+LINK = [] if MSVC else ["-pthread"]
+# E.g. "address,undefined" or "thread", for `make test-sanitize` alone.
+SANITIZE = os.environ.get("CULNIG_SANITIZE")
+if SANITIZE:
+    FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
+    LINK += [f"-fsanitize={SANITIZE}"]
 CORE = Pybind11Extension(
     "culnig_fast._selection",
     ["csrc/bindings.cpp"],
     depends=[str(path) for path in sorted(Path("csrc").glob("*.hpp"))],
     cxx_std=17,
     extra_compile_args=FLAGS,
-    extra_link_args=[] if MSVC else ["-pthread"],
+    extra_link_args=LINK,
 )
 
 

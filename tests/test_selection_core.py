@@ -401,3 +401,27 @@ def test_bad_arguments_are_named(either: ModuleType, function: str, arguments: t
 def test_tensors_that_cannot_be_read_in_place_are_refused(either: ModuleType, values: torch.Tensor) -> None:
     with pytest.raises(TypeError, match=r"^values cannot be read in place \(.*a tensor on the CPU without gradients$"):
         either.top_k(values, 1)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="GCC's report of vectorised loops needs g++")
+@pytest.mark.parametrize("function", ["sum_rows", "difference", "quotient"])
+def test_the_compiler_vectorises_what_reads_the_tables(function: str, tmp_path: Path) -> None:
+    """With the flags of the build, every loop over columns in these functions, by the compiler's own report."""
+    folder = Path(__file__).resolve().parents[1] / "csrc"
+    unit = tmp_path / "unit.cpp"
+    unit.write_text(
+        '#include "selection.hpp"\n'
+        "template std::vector<culnig::Candidates> culnig::candidates<double>("
+        "const std::vector<culnig::Job<double>>&, std::size_t, unsigned, const culnig::Tuning&);\n"
+    )
+    flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fopt-info-vec-optimized", "-I", str(folder), "-c"]
+    done = subprocess.run(
+        ["g++", *flags, str(unit), "-o", str(tmp_path / "unit.o")], capture_output=True, text=True, check=True
+    )
+    vectorised = {int(line.split(":")[1]) for line in done.stderr.splitlines() if "sweep.hpp" in line}
+    lines = (folder / "sweep.hpp").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if f"void {function}(" in line)
+    end = next(i for i in range(start, len(lines)) if lines[i] == "}")
+    loops = [i + 1 for i in range(start, end) if "for (std::size_t i = 0; i < count; ++i)" in lines[i]]
+    assert loops
+    assert set(loops) <= vectorised, f"{function}: loops at {loops}, vectorised {sorted(vectorised)}"

@@ -1,0 +1,37 @@
+"""Runs the tests of the selection core on a build of it that checks itself; called by `make test-sanitize`.
+
+LD_PRELOAD=libasan.so python tests/sanitized.py build/address,undefined [pytest arguments]
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+SUITES = ("test_selection_core.py", "test_selection.py", "test_sweep.py")
+
+
+def main(folder: str, *arguments: str) -> int:
+    """Put the checked build in the place of the installed one and run its tests."""
+    (library,) = Path(folder).glob("culnig_fast/_selection*.so")
+    import culnig_fast
+
+    spec = importlib.util.spec_from_file_location("culnig_fast._selection", library)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[spec.name] = culnig_fast._selection = module  # type: ignore[attr-defined]
+    print(f"checked build: {library}", flush=True)
+    suites = [str(HERE / name) for name in SUITES]
+    # Tests in fresh processes would load the installed build; memory is the sanitizer's own. Capturing by file
+    # descriptor would swallow a sanitizer's report.
+    apart = "not fresh and not takes_little_memory"
+    return int(pytest.main(["-q", "-p", "no:cacheprovider", "--capture=sys", "-k", apart, *suites, *arguments]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
