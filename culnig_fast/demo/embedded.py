@@ -11,6 +11,9 @@ _FILES: dict[str, tuple[str, dict[str, str]]] = {
     "blend": ("blend.jsonl", {"topics": "questions.csv"}),
     "country_rc": ("country_rc.json", {}),
     "plain": ("abilities.jsonl", {}),
+    "pick": ("abilities.jsonl", {}),
+    "membership": ("abilities.jsonl", {}),
+    "equality": ("abilities.jsonl", {}),
 }
 
 

@@ -12,6 +12,9 @@ for `tasks()` finds it by looking. The subclass
    a key that names the question and the wording, groups through `countries.country_name` where they are
    countries. The same in every run: no global random state, no clock, no order of a set.
 
+Where a point is more than right or wrong, the subclass overrides `score`; where the answer is a text and not one
+token, it sets `generates`, and `generation.answer` asks its questions in place of `evaluation.evaluate`.
+
 Modules in this folder are all imported to list the tasks, so they import torch, transformers, pandas and
 datasets inside functions or not at all.
 """
@@ -24,10 +27,13 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.questions import Question, check_unique_ids
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS = ("all", "neur", "control", "test")
 """neur finds neurons, control is neur without what is asked, test is for evaluation, all is neur and test."""
@@ -39,6 +45,8 @@ class Task(ABC):
     name: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
     files: ClassVar[Mapping[str, str]] = {}
+    hub: ClassVar[str | None] = None
+    generates: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -65,6 +73,31 @@ class Task(ABC):
         check_unique_ids(questions)
         return questions
 
+    def score(self, question_id: str, answer: str, prediction: str) -> float:
+        """Points of one prediction, 0…100: all or nothing by equality with the answer as text, unless overridden.
+
+        Args:
+            question_id: the id of one of this task's questions.
+            answer: its gold label.
+            prediction: what the model answered, as text.
+        """
+        return 100.0 * (prediction == answer)
+
+    def scores(self, evaluation: Any) -> np.ndarray:
+        """float64 [n]: `score` of each row of an `Evaluation` of this task's questions.
+
+        Raises:
+            CulnigError: it holds a question that this task does not have, where the task needs to know.
+        """
+        import numpy as np
+
+        rows = zip(evaluation.ids, evaluation.answers, evaluation.predictions, strict=True)
+        return np.array([self.score(*row) for row in rows], dtype=np.float64)
+
+    def notes(self) -> tuple[str, ...]:
+        """What loading left out or did without, a sentence each, for reports."""
+        return ()
+
     @abstractmethod
     def _questions(self, split: str, tokenizer: Any) -> list[Question]: ...
 
@@ -78,8 +111,8 @@ def tasks() -> dict[str, type[Task]]:
         for value in vars(module).values():
             # Defined there and complete: modules also hold the names that they import.
             if inspect.isclass(value) and value.__module__ == info.name and issubclass(value, Task):
-                if inspect.isabstract(value):
-                    continue
+                if inspect.isabstract(value) or not hasattr(value, "name"):
+                    continue  # what several tasks of one file share
                 found[value.name] = value
     return found
 

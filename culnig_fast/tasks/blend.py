@@ -56,6 +56,7 @@ class Blend(Task):
 
     name: ClassVar[str] = "blend"
     splits: ClassVar[tuple[str, ...]] = ("all", "neur", "control", "test")
+    hub: ClassVar[str | None] = HUB_ID
     files: ClassVar[Mapping[str, str]] = {"topics": f"{TOPICS_FILE} of BLEnD: the topic of each question ID"}
 
     @classmethod
@@ -71,7 +72,7 @@ class Blend(Task):
             CulnigError: a missing file or column, an unknown country or topic, a malformed or repeated row.
         """
         source = HUB_ID if source is None else source
-        topic_of = _read_topics(source, topics)
+        topic_of = read_topics(source, topics)
         rows = read_rows(source, config=HUB_CONFIG, split=HUB_SPLIT)
         require_columns(rows, _COLUMNS, source)
         kept: list[BlendRow] = []
@@ -103,7 +104,7 @@ class Blend(Task):
         ]
 
 
-def _read_topics(source: str | Path, topics: str | Path | None) -> dict[str, str]:
+def read_topics(source: str | Path, topics: str | Path | None) -> dict[str, str]:
     """Topic of each question ID; wordings are no key, for they were edited after the rows were made."""
     if topics is None and is_file(source):
         topics = Path(source).parent / TOPICS_FILE

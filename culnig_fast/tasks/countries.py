@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 from culnig_fast.errors import CulnigError
 
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -51,6 +53,21 @@ def country_name(text: str) -> str:
     if name is None:
         raise CulnigError(f"unknown country {text!r}; the countries are {', '.join(COUNTRIES)}")
     return name
+
+
+def place_name(text: str) -> str:
+    """A country of any benchmark: the canonical name of the 16, others as a title (`timor-leste`: `Timor-Leste`).
+
+    Benchmarks with more countries than BLEnD name them by this, so that one country has one name in all of them.
+    """
+    text = unicodedata.normalize("NFC", str(text)).replace("_", " ").strip()
+    name = _CANONICAL.get(_key(text))
+    if name is not None:
+        return name
+    if not text.islower():
+        return text
+    words = [word if word in ("and", "of", "the") else word.title() for word in text.split()]
+    return " ".join(words)
 
 
 def in_list(name: str) -> str:

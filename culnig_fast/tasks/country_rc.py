@@ -18,17 +18,9 @@ from culnig_fast.tasks.base import Task
 from culnig_fast.tasks.countries import COUNTRIES, TARGET_COUNTRIES, country_name, in_list, in_prose
 from culnig_fast.tasks.prompts import option_lines, render, seeded, shuffled
 from culnig_fast.tasks.rows import Row, read_rows, require_columns
+from culnig_fast.tasks.wordings import Wording
 
 COUNTRY, DUMMY = "{country}", "{country_dummy}"
-
-
-@dataclass(frozen=True)
-class Wording:
-    """One way to put a question: a name for ids, the instruction, the option labels."""
-
-    name: str
-    instruction: str
-    labels: tuple[str, ...]
 
 
 WORDINGS = (

@@ -19,25 +19,28 @@ from culnig_fast.errors import CulnigError
 
 Row = dict[str, str]
 
-FILE_KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-"""Endings of the local files that can be read."""
+FILE_KINDS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
+"""Endings of the local files that can be read; .txt means tab-separated, as some benchmarks name such files."""
 
 
-def read_rows(source: str | Path, *, config: str | None = None, split: str = "test") -> list[Row]:
+def read_rows(
+    source: str | Path, *, config: str | None = None, split: str = "test", quoted_tabs: bool = True
+) -> list[Row]:
     """Rows in file order, every cell as text; a JSON null or an empty Parquet cell is left out of its row.
 
     Args:
-        source: a csv, tsv, jsonl, json or parquet file, a hub id such as `nayeon212/BLEnD`, or a local copy
+        source: a csv, tsv, txt, jsonl, json or parquet file, a hub id such as `nayeon212/BLEnD`, or a local copy
             of a hub repository (a folder).
         config: which configuration of a hub data set.
         split: which split of a hub data set.
+        quoted_tabs: whether quotes in a tab-separated file enclose cells; in GLUE's files they are plain text.
 
     Raises:
         CulnigError: the source is missing, of an unknown kind, unreadable, not UTF-8, malformed or without
             rows, or the hub cannot be reached.
     """
     if is_file(source):
-        rows = _read_file(Path(source))
+        rows = _read_file(Path(source), quoted_tabs)
     elif Path(source).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         rows = _read_hub(str(source), config, split)
     else:
@@ -73,7 +76,7 @@ def require_columns(rows: Sequence[Row], columns: Iterable[str], source: str | P
                 raise CulnigError(f"row {number} of {source} has no value in column {column}; fill it or drop the row")
 
 
-def _read_file(path: Path) -> list[Row]:
+def _read_file(path: Path, quoted_tabs: bool) -> list[Row]:
     kind = path.suffix.lower()
     if kind not in FILE_KINDS:
         raise CulnigError(f"{path} is of an unknown kind; give one of {', '.join(FILE_KINDS)}")
@@ -82,9 +85,11 @@ def _read_file(path: Path) -> list[Row]:
             return _read_parquet(path)
         # utf-8-sig drops the mark that some spreadsheet programs put in front of the first column's name.
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            if kind in (".csv", ".tsv"):
-                delimiter = "\t" if kind == ".tsv" else ","
-                return _read_table(csv.reader(handle, delimiter=delimiter, strict=True), path)
+            if kind == ".csv":
+                return _read_table(csv.reader(handle, strict=True), path)
+            if kind in (".tsv", ".txt"):
+                quoting = csv.QUOTE_MINIMAL if quoted_tabs else csv.QUOTE_NONE
+                return _read_table(csv.reader(handle, delimiter="\t", quoting=quoting, strict=True), path)
             return _read_json(handle.read(), path)
     except OSError as error:
         raise CulnigError(f"cannot read {path}: {error.strerror or error}; check the path") from error
