@@ -11,6 +11,7 @@ from typing import Any
 from culnig_fast.version import __version__
 
 _HOMES = {
+    "ActivationTable": "baselines.activations",
     "Architecture": "architecture",
     "Attributor": "attributor",
     "CulnigError": "errors",
@@ -20,17 +21,26 @@ _HOMES = {
     "NeuronSite": "neurons",
     "Question": "questions",
     "ScoreTable": "scores",
+    "ablate": "baselines.ablation",
     "attribute": "attribution",
+    "attribute_as_authors": "interop.as_authors",
     "bake": "masking",
+    "count_activations": "baselines.activations",
     "discover": "architecture",
     "enhance": "masking",
     "evaluate": "evaluation",
+    "integrated_gradients": "baselines.path",
     "paired_bootstrap": "statistics",
+    "read_score_file": "interop.score_files",
     "scaled": "masking",
+    "select_by_entropy": "baselines.entropy",
     "select_general": "selection",
+    "select_like": "baselines.selecting",
     "select_random": "selection",
     "select_specific": "selection",
     "suppress": "masking",
+    "weight_norms": "baselines.weights",
+    "write_score_file": "interop.score_files",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 — the keys are names

@@ -27,6 +27,7 @@ from culnig_fast.cli.options import (
     load_questions,
     report,
 )
+from culnig_fast.errors import CulnigError
 from culnig_fast.files import refuse_existing
 
 
@@ -44,6 +45,14 @@ def score(
     padding: Annotated[str, typer.Option(help="exclude, or zero as the published program.")] = "exclude",
     batch_tokens: BatchTokens = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Fixed batches in file order instead.")] = None,
+    as_authors: Annotated[
+        bool,
+        typer.Option(
+            "--as-authors",
+            help="The published program's choices: 16 questions a batch in file order, padding counted as 0, "
+            "control scores clamped, N by unique id.",
+        ),
+    ] = False,
     device: Device = None,
     dtype: Dtype = "auto",
     skip_unusable: SkipUnusable = False,
@@ -58,6 +67,13 @@ def score(
     Progress is kept beside the output every minute and on an interrupt; the same command continues from there.
     """
     refuse_existing(out, overwrite)
+    if as_authors:
+        from culnig_fast.interop.as_authors import AS_AUTHORS, count_unique_ids
+
+        asked_for = (clamp_control, padding, batch_size, batch_tokens, reduction)
+        if asked_for != (True, "exclude", None, None, "max"):
+            raise CulnigError("--as-authors decides about padding, batches, clamping and reduction; leave those out")
+        padding, batch_size = AS_AUTHORS["padding"], AS_AUTHORS["batch_size"]
     loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     from culnig_fast.attribution import attribute
 
@@ -78,9 +94,11 @@ def score(
         checkpoint_seconds=checkpoint_seconds,
         progress=not quiet,
     )
+    if as_authors:
+        table = count_unique_ids(table, questions, task)
     table.metadata.update({"task": task, "split": split})
     table.save(out, overwrite)
-    mean = float(table.probability.sum() / table.n_samples)
+    mean = float(table.probability.sum() / len(table.ids))
     summary = {
         "out": str(out),
         "samples": table.n_samples,

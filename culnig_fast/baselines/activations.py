@@ -1,0 +1,243 @@
+"""How often and how strongly neurons are active, counted in one forward pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from culnig_fast.architecture import SiteLocation
+from culnig_fast.baselines.asked import Asked, ask
+from culnig_fast.baselines.hooks import observed
+from culnig_fast.errors import CulnigError
+from culnig_fast.neurons import NeuronLayout
+from culnig_fast.questions import Question
+from culnig_fast.scores import ScoreTable
+from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
+
+FORMAT = "culnig_fast.activations/1"
+_ARRAYS = ("positive", "means", "magnitudes", "tokens", "counts")
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationTable:
+    """Counters of every neuron over the real tokens of a dataset, one row a group.
+
+    Attributes:
+        positive: int64 [groups, neurons] tokens at which the neuron's activation is above 0.
+        means: float64 [groups, neurons] Σ over samples of the sample's mean activation.
+        magnitudes: float64 [groups, neurons] the same of the activation's absolute value.
+        tokens: int64 [groups] real tokens.
+        counts: int64 [groups] samples.
+        groups: names of the rows.
+        ids: ids of the samples.
+        layout: which column is which neuron.
+        metadata: JSON-ready provenance.
+
+    Raises:
+        CulnigError: shapes disagree.
+    """
+
+    positive: np.ndarray
+    means: np.ndarray
+    magnitudes: np.ndarray
+    tokens: np.ndarray
+    counts: np.ndarray
+    groups: tuple[str, ...]
+    ids: tuple[str, ...]
+    layout: NeuronLayout
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wide, narrow = (len(self.groups), self.layout.size), (len(self.groups),)
+        for name in _ARRAYS:
+            shape, needed = getattr(self, name).shape, wide if name in _ARRAYS[:3] else narrow
+            if shape != needed:
+                raise CulnigError(f"activation counters `{name}` are {list(shape)}, but {list(needed)} are needed")
+
+    def probability(self) -> np.ndarray:
+        """Share of its tokens at which each neuron is active, float64 [groups, neurons]."""
+        shares: np.ndarray = self.positive / self.tokens[:, None]
+        return shares
+
+    def merged(self, parts: Mapping[str, Iterable[str]]) -> ActivationTable:
+        """Groups put together, as countries into languages; a group that no part names stays as it is.
+
+        Raises:
+            CulnigError: a part names an unknown group, or two parts name the same.
+        """
+        target = {name: name for name in self.groups}
+        taken: set[str] = set()
+        for new, names in parts.items():
+            for name in names:
+                if name not in target or name in taken:
+                    what = "is in two merged groups" if name in taken else "is no group of the counters"
+                    raise CulnigError(f"group {name!r} {what}; there are {', '.join(self.groups)}")
+                taken.add(name)
+                target[name] = new
+        groups = tuple(dict.fromkeys(target.values()))
+        rows = np.array([groups.index(target[name]) for name in self.groups])
+        arrays = {}
+        for name in _ARRAYS:
+            value = getattr(self, name)
+            arrays[name] = np.zeros((len(groups), *value.shape[1:]), value.dtype)
+            np.add.at(arrays[name], rows, value)
+        return ActivationTable(**arrays, groups=groups, ids=self.ids, layout=self.layout, metadata=self.metadata)
+
+    def scores(self, magnitude: bool = True) -> ScoreTable:
+        """A score table whose score is a neuron's mean activation, so that selection can rank it.
+
+        Args:
+            magnitude: of the absolute value (a neuron that is strongly negative is active too), else signed.
+        """
+        return ScoreTable(
+            totals=np.array(self.magnitudes if magnitude else self.means),
+            groups=self.groups,
+            counts=self.counts,
+            probability=np.zeros(len(self.groups)),
+            ids=self.ids,
+            layout=self.layout,
+            metadata={**self.metadata, "score": "mean |activation|" if magnitude else "mean activation"},
+        )
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a safetensors file; atomic.
+
+        Raises:
+            CulnigError: the file exists and `overwrite` is false, or it cannot be written.
+        """
+        header = {
+            "format": FORMAT,
+            "groups": json.dumps(self.groups, ensure_ascii=False),
+            "ids": json.dumps(self.ids, ensure_ascii=False),
+            "layout": json.dumps(self.layout.to_dict()),
+            "metadata": json.dumps(self.metadata, ensure_ascii=False, sort_keys=True),
+        }
+        save_tensors(path, {name: getattr(self, name) for name in _ARRAYS}, header, overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ActivationTable:
+        """Memory-map what `save` wrote; CulnigError for anything else."""
+        path = Path(path)
+        header = read_metadata(path)
+        if header.get("format") != FORMAT:
+            raise CulnigError(f"{path} holds no activation counters ({FORMAT}); write them with `baseline activations`")
+        try:
+            return cls(
+                **{name: map_tensor(path, name) for name in _ARRAYS},
+                groups=tuple(json.loads(header["groups"])),
+                ids=tuple(json.loads(header["ids"])),
+                layout=NeuronLayout.from_dict(json.loads(header["layout"])),
+                metadata=json.loads(header["metadata"]),
+            )
+        except (KeyError, json.JSONDecodeError, CulnigError) as error:
+            raise CulnigError(f"{path} is damaged ({error}); count again to rewrite it") from error
+
+
+def count_activations(
+    model: Any,
+    tokenizer: Any,
+    questions: Iterable[Question],
+    *,
+    sites: Iterable[str] | None = None,
+    batch_tokens: int | None = None,
+    on_unusable: str = "error",
+    progress: bool = True,
+) -> ActivationTable:
+    """Count activations in one forward pass; no [batch, T, neurons] tensor outlives its layer.
+
+    A gate neuron's value is its pre-activation: SiLU, GELU and ReLU keep the sign, so above 0 before them is above 0
+    after. Padding is excluded. Counts are integers, sums float64, both on the device of their layer.
+
+    Args:
+        model: a Hugging Face decoder; left as it was.
+        tokenizer: its tokenizer.
+        questions: whose prompts are read; groups become rows in the order of their first question.
+        sites: module names; None means q, k, v, gate and up, where the model has them.
+        batch_tokens: padded tokens a batch; None means a default for the device.
+        on_unusable: as for `attribute`, so that both see the same questions.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        CulnigError: as `attribute`; or an activation that is not finite.
+    """
+    asked = ask(model, tokenizer, questions, batch_tokens, on_unusable)
+    locations = asked.architecture.select(sites)
+    layout = asked.architecture.layout(sites)
+    counters = _Counters(len(asked.groups))
+    bar = tqdm(total=len(asked.ids), unit="question", desc="counting", disable=not progress)
+    with torch.no_grad(), asked.head() as head, bar, observed(locations, counters.add, lambda: len(counters.lengths)):
+        for index in asked.batches:
+            batch = asked.batch(index)
+            counters.lengths, counters.group = batch.lengths, asked.group_of[index]
+            head.logits(batch.input_ids, batch.lengths)
+            bar.update(len(index))
+    arrays = {name: counters.joined(name, locations) for name in ("positive", "means", "magnitudes")}
+    _check_finite(arrays["magnitudes"], layout)
+    return ActivationTable(
+        **arrays,
+        tokens=_tokens(asked),
+        counts=asked.counts,
+        groups=asked.groups,
+        ids=asked.ids,
+        layout=layout,
+        metadata={
+            "model": str(getattr(asked.architecture.model.config, "_name_or_path", "")),
+            "model_class": type(asked.architecture.model).__name__,
+            "dtype": str(asked.architecture.embedding.weight.dtype).removeprefix("torch."),
+            "unusable": list(asked.unusable),
+        },
+    )
+
+
+class _Counters:
+    """Running sums of each site on its own device, and the batch in progress."""
+
+    def __init__(self, n_groups: int) -> None:
+        self.n_groups = n_groups
+        self.lengths = self.group = torch.zeros(0, dtype=torch.int64)
+        self._sums: dict[str, dict[Any, torch.Tensor]] = {"positive": {}, "means": {}, "magnitudes": {}}
+
+    def add(self, location: SiteLocation, act: torch.Tensor) -> None:
+        """Add a site's activation [S, T, K] of the batch in progress."""
+        lengths, group = self.lengths.to(act.device), self.group.to(act.device)
+        padded = (torch.arange(act.shape[1], device=act.device) >= lengths[:, None])[:, :, None]
+        act = act.masked_fill(padded, 0)
+        per_token = lengths[:, None].double()
+        for name, value in (
+            ("positive", (act > 0).sum(1)),
+            ("means", act.sum(1, dtype=torch.float64) / per_token),
+            ("magnitudes", act.abs_().sum(1, dtype=torch.float64) / per_token),
+        ):
+            sums = self._sums[name]
+            if location.site not in sums:
+                shape = (self.n_groups, act.shape[2])
+                sums[location.site] = torch.zeros(shape, dtype=value.dtype, device=act.device)
+            sums[location.site].index_add_(0, group, value)
+
+    def joined(self, name: str, locations: Iterable[SiteLocation]) -> np.ndarray:
+        """All sites of one sum, [groups, neurons]."""
+        parts = [self._sums[name][location.site].cpu() for location in locations]
+        return torch.cat(parts, dim=1).numpy()
+
+
+def _tokens(asked: Asked) -> np.ndarray:
+    tokens = np.zeros(len(asked.groups), dtype=np.int64)
+    np.add.at(tokens, asked.group_of.numpy(), [len(row) for row in asked.token_ids])
+    return tokens
+
+
+def _check_finite(magnitudes: np.ndarray, layout: NeuronLayout) -> None:
+    bad = np.argwhere(~np.isfinite(magnitudes))
+    if len(bad):
+        names, layers, columns = layout.locate(bad[0][1])
+        raise CulnigError(
+            f"an activation of neuron {columns[0]} of {names[0]} in layer {layers[0]} is NaN or infinite; "
+            "the model's weights are damaged, or its dtype overflows: try bfloat16 or float32"
+        )

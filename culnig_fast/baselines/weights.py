@@ -1,0 +1,51 @@
+"""Weight norm: how large a neuron's own weights are, whatever it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from culnig_fast.architecture import Architecture, SiteLocation, discover
+from culnig_fast.errors import CulnigError
+from culnig_fast.scores import ScoreTable
+
+
+def weight_norms(model: Any, sites: Iterable[str] | None = None) -> ScoreTable:
+    """Euclidean norm of each neuron's weights, as a score table of one group.
+
+    The weights are the projection's row that makes the neuron (`mlp.act`: the column that reads it); biases are
+    left out.
+
+    Args:
+        model: a Hugging Face decoder or its `Architecture`.
+        sites: module names; None means q, k, v, gate and up, where the model has them.
+
+    Raises:
+        CulnigError: the structure cannot be resolved, or weights are quantised.
+    """
+    architecture = model if isinstance(model, Architecture) else discover(model)
+    norms = torch.cat([_norms(location).cpu() for location in architecture.select(sites)])
+    return ScoreTable(
+        totals=norms.numpy()[None],
+        groups=("weights",),
+        counts=np.ones(1, dtype=np.int64),
+        probability=np.zeros(1),
+        ids=("weights",),
+        layout=architecture.layout(sites),
+        metadata={"score": "weight norm", "model_class": type(architecture.model).__name__},
+    )
+
+
+def _norms(location: SiteLocation) -> torch.Tensor:
+    weight = location.module.weight.detach()
+    if not weight.is_floating_point():
+        raise CulnigError(f"{location.module_path} holds {weight.dtype} weights; load the model unquantised")
+    outputs_first = not isinstance(location.module, Conv1D)
+    along = 1 if outputs_first == (location.tensor == "output") else 0
+    # Only the site's own part is widened to float64.
+    part = weight.narrow(1 - along, location.columns.start, location.columns.stop - location.columns.start)
+    return torch.linalg.vector_norm(part, dim=along, dtype=torch.float64)

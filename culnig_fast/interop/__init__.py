@@ -1,0 +1,1 @@
+"""Files and choices of other programs, in and out."""
