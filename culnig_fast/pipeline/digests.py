@@ -13,7 +13,6 @@ from typing import Any
 
 from culnig_fast.errors import CulnigError
 
-_PACKAGES = ("culnig_fast", "culnig_kernels")
 _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")
 _CHUNK = 1 << 22
 
@@ -63,6 +62,9 @@ def code_files(*modules: str) -> dict[str, Path]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
+        if name.split(".")[0] == "culnig_kernels":  # which kernel runs is decided by name and device, not by import
+            found |= _all_kernels()
+            continue
         path = _source(name)
         if path is None or name in found:
             continue
@@ -74,14 +76,18 @@ def code_files(*modules: str) -> dict[str, Path]:
 def _source(name: str) -> Path | None:
     """Where a module's source is; None for a name that is no module of ours (e.g. a function of one)."""
     package, *parts = name.split(".")
-    if package not in _PACKAGES:
+    # The package's own __init__ only forwards names, lazily, to modules that are imported by their own names.
+    if package != "culnig_fast" or not parts:
         return None
     root = Path(str(resources.files(package)))
-    for path in (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py")):
-        # The root's own __init__ only forwards names, lazily, to the modules that are imported by their own names.
-        if path.is_file() and (parts or package == "culnig_kernels"):
-            return path
-    return None
+    candidates = (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+@functools.cache
+def _all_kernels() -> dict[str, Path]:
+    root = Path(str(resources.files("culnig_kernels")))
+    return {f"culnig_kernels/{path.relative_to(root).as_posix()}": path for path in sorted(root.rglob("*.py"))}
 
 
 def _imports(path: Path) -> Iterable[str]:
