@@ -5,11 +5,12 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-gpu lint bench clean
 
 help:
 	@echo "make demo    score, select, suppress and evaluate on the embedded model"
 	@echo "make test    run the tests (PYTEST_ARGS='-k selection' for some of them)"
+	@echo "make test-gpu  run the tests of kernels and engine on a GPU, for real and under compute-sanitizer"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   run the benchmarks"
 	@echo "make clean   remove $(VENV) and what was built"
@@ -27,6 +28,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# No interpreter: where there is no GPU these tests say so instead of passing on something else.
+test-gpu: $(STAMP)
+	$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'no CUDA device: make test runs the kernels under the interpreter')"
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/kernels tests/test_fused.py tests/test_fidelity.py tests/test_attributor.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

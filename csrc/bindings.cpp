@@ -1,164 +1,255 @@
-// culnig_fast._selection: selection.hpp for NumPy arrays, zero-copy, with the GIL released.
+// culnig_fast._selection: selection.hpp for NumPy arrays and CPU tensors, zero-copy, with the GIL released.
 // culnig_fast/_selection_numpy.py has the same functions, results and messages.
 
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
-#include "selection.hpp"
+#include "arguments.hpp"
 
 namespace py = pybind11;
 
 namespace {
 
-constexpr std::int64_t kExactCount = std::int64_t{1} << 53;  // larger counts are not doubles
-
-template <class T>
-py::array array_argument(const py::object& value, const std::string& name, int dimensions, const char* type) {
-    if (!py::isinstance<py::array>(value)) {
-        throw py::type_error(name + " must be a NumPy array, not " +
-                             std::string(py::str(py::type::of(value).attr("__name__"))));
-    }
-    auto array = py::reinterpret_borrow<py::array>(value);
-    if (!py::isinstance<py::array_t<T>>(array)) {
-        throw py::type_error(name + " must be " + type + ", not " + std::string(py::str(array.dtype())));
-    }
-    if (array.ndim() != dimensions) {
-        throw py::value_error(name + " must have " + std::to_string(dimensions) + " dimension(s), not " +
-                              std::to_string(array.ndim()));
-    }
-    const int last = dimensions - 1;
-    const bool contiguous = array.size() == 0 || array.shape(last) == 1 || array.strides(last) == sizeof(T);
-    const bool rows_aligned = dimensions == 1 || array.strides(0) % static_cast<py::ssize_t>(sizeof(T)) == 0;
-    if (!contiguous || !rows_aligned || reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) != 0) {
-        throw py::value_error(name + " must be aligned and contiguous along its last dimension");
-    }
-    return array;
+// Calls work with a null pointer of the array's element type.
+template <class Work>
+auto by_type(const py::array& array, const Work& work) {
+    if (py::isinstance<py::array_t<double>>(array)) return work(static_cast<double*>(nullptr));
+    return work(static_cast<float*>(nullptr));
 }
 
-culnig::Matrix matrix(const py::array& array) {
-    return {static_cast<const double*>(array.data()), static_cast<std::size_t>(array.shape(0)),
-            static_cast<std::size_t>(array.shape(1)),
-            array.strides(0) / static_cast<py::ssize_t>(sizeof(double))};
+// (block, runs, run, caution), for tests.
+culnig::Tuning tuning_argument(const py::object& value) {
+    culnig::Tuning tuning;
+    if (value.is_none()) return tuning;
+    const auto items = value.cast<std::tuple<std::size_t, std::size_t, std::size_t, double>>();
+    std::tie(tuning.block, tuning.runs, tuning.run, tuning.caution) = items;
+    if (tuning.block < 1 || tuning.run < 1) throw py::value_error("tuning must have a block and a run of at least 1");
+    return tuning;
 }
 
-void need_rows(const py::array& array, const std::string& name) {
-    if (array.shape(0) == 0) throw py::value_error(name + " must have at least one row");
+py::array_t<std::int64_t> top_k(const py::object& values, const py::object& k, const py::object& threads,
+                                const py::object& tuning) {
+    const py::array array = arguments::floats(values, "values", 1);
+    const auto wanted = static_cast<std::size_t>(arguments::whole(k, "k", 0, array.size()));
+    const unsigned workers = arguments::threads(threads);
+    const culnig::Tuning tuned = tuning_argument(tuning);
+    py::array_t<std::int64_t> out(static_cast<py::ssize_t>(wanted));
+    std::int64_t* result = out.mutable_data();
+    std::optional<culnig::NotANumber> missing;
+    by_type(array, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        const auto span = arguments::span<T>(array);
+        const py::gil_scoped_release release;
+        try {
+            culnig::top_k(span, wanted, workers, result, tuned);
+        } catch (const culnig::NotANumber& error) {
+            missing = error;
+        }
+    });
+    if (missing) throw py::value_error("values[" + std::to_string(missing->column) + "] is NaN");
+    return out;
 }
 
-double count_argument(std::int64_t count, const std::string& name) {
-    if (count < 1 || count > kExactCount) {
-        throw py::value_error(name + " must be between 1 and 2**53, not " + std::to_string(count));
+// What candidates() was given: the arrays stay alive while the core reads them.
+struct Tables {
+    py::array table, control, surface;
+    double samples, control_samples = 1.0;
+    bool has_control, has_surface;
+};
+
+struct JobArguments {
+    py::array pool, rows, control_rows, surface_rows, surface_counts;
+    std::size_t k;
+};
+
+Tables tables_argument(const py::object& table, const py::object& samples, const py::object& control,
+                       const py::object& control_samples, const py::object& surface) {
+    Tables tables;
+    tables.table = arguments::table(table, "table");
+    tables.samples = arguments::samples(samples, "samples");
+    tables.has_control = !control.is_none();
+    if (tables.has_control) {
+        tables.control = arguments::table(control, "control", &tables.table);
+        tables.control_samples = arguments::samples(control_samples, "control_samples");
     }
-    return static_cast<double>(count);
+    tables.has_surface = !surface.is_none();
+    if (tables.has_surface) tables.surface = arguments::table(surface, "surface", &tables.table);
+    return tables;
 }
 
-// NumPy's whole numbers are welcome, floats are not: a fraction here is a mistake in the caller's arithmetic.
-std::int64_t whole_argument(const py::object& value, const std::string& name) {
-    PyObject* number = PyNumber_Index(value.ptr());
-    if (number == nullptr) {
-        PyErr_Clear();
-        throw py::type_error(name + " must be a whole number, not " +
-                             std::string(py::str(py::type::of(value).attr("__name__"))));
+py::array rows_argument(const py::object& value, const std::string& name, bool present, const py::array& table) {
+    const py::array rows = arguments::indices(value, name, present ? table.shape(0) : 0, "rows");
+    if (present && rows.size() == 0) throw py::value_error(name + " must name at least one row");
+    return rows;
+}
+
+JobArguments job_argument(const py::handle& value, const std::string& name, const Tables& tables) {
+    const auto job = value.cast<py::sequence>();
+    if (job.size() != 6) throw py::value_error(name + " must have 6 parts, not " + std::to_string(job.size()));
+    const auto part = [&](std::size_t i) { return py::object(job[i]); };
+    JobArguments result;
+    std::int64_t size = 0;
+    result.pool = arguments::ranges(part(0), name + ".ranges", tables.table.shape(1), size);
+    result.rows = rows_argument(part(1), name + ".rows", true, tables.table);
+    result.control_rows = rows_argument(part(2), name + ".control_rows", tables.has_control, tables.control);
+    result.surface_rows = rows_argument(part(3), name + ".surface_rows", tables.has_surface, tables.surface);
+    result.k = static_cast<std::size_t>(arguments::whole(part(4), name + ".k", 0, size));
+    result.surface_counts = arguments::exactly<std::int64_t>(part(5), name + ".surface_counts", 1, "int64");
+    std::int64_t least = 0;
+    for (const std::int64_t count : arguments::span<std::int64_t>(result.surface_counts)) {
+        if (count < least || count > size) {
+            throw py::value_error(name + ".surface_counts must ascend between 0 and " + std::to_string(size) +
+                                  ", but hold " + std::to_string(count));
+        }
+        least = count;
     }
-    const auto whole = py::reinterpret_steal<py::object>(number);
-    int overflow = 0;
-    const long long result = PyLong_AsLongLongAndOverflow(whole.ptr(), &overflow);
-    if (overflow != 0) throw py::value_error(name + " must fit in 64 bits, not " + std::string(py::str(whole)));
+    if (tables.has_surface == (result.surface_counts.size() == 0)) {
+        throw py::value_error(name + ".surface_counts must hold a count with a surface table, and none without");
+    }
     return result;
 }
 
-py::array_t<std::int64_t> top_k(const py::object& values, const py::object& k) {
-    const py::array array = array_argument<double>(values, "values", 1, "float64");
-    const auto wanted = whole_argument(k, "k");
-    if (wanted < 0 || wanted > array.size()) {
-        throw py::value_error("k must be between 0 and " + std::to_string(array.size()) + ", not " +
-                              std::to_string(wanted));
+template <class T>
+culnig::Mean<T> mean(const py::array& table, const py::array& rows, double samples) {
+    culnig::Mean<T> result;
+    result.samples = samples;
+    if (rows.size() == 0) return result;
+    const auto matrix = arguments::matrix<T>(table);
+    for (const std::int64_t row : arguments::span<std::int64_t>(rows)) {
+        result.rows.push_back(matrix.row(static_cast<std::size_t>(row)));
     }
-    py::array_t<std::int64_t> out(wanted);
-    const culnig::Span<const double> span{static_cast<const double*>(array.data()),
-                                          static_cast<std::size_t>(array.size())};
-    auto* result = out.mutable_data();
-    {
-        py::gil_scoped_release release;
-        culnig::top_k(span, static_cast<std::size_t>(wanted), result);
-    }
-    return out;
+    return result;
 }
 
-std::int64_t check_ranges(const py::array& ranges, std::int64_t columns) {
-    if (ranges.shape(1) != 2) {
-        throw py::value_error("ranges must have shape [n, 2], not [n, " + std::to_string(ranges.shape(1)) + "]");
-    }
-    if (ranges.shape(0) > 0 && ranges.strides(0) != 2 * static_cast<py::ssize_t>(sizeof(std::int64_t))) {
-        throw py::value_error("ranges must be contiguous");
-    }
-    const auto* pairs = static_cast<const culnig::Range*>(ranges.data());
-    std::int64_t total = 0;
-    for (py::ssize_t i = 0; i < ranges.shape(0); ++i) {
-        const auto [start, stop] = pairs[i];
-        if (start < 0 || stop < start || stop > columns) {
-            throw py::value_error("ranges[" + std::to_string(i) + "] is " + std::to_string(start) + " to " +
-                                  std::to_string(stop) + ", outside the table's columns 0 to " +
-                                  std::to_string(columns));
-        }
-        total += stop - start;
-    }
-    return total;
+template <class T>
+culnig::Job<T> core_job(const Tables& tables, const JobArguments& job) {
+    const culnig::Span<const culnig::Range> pool{static_cast<const culnig::Range*>(job.pool.data()),
+                                                 static_cast<std::size_t>(job.pool.shape(0))};
+    const auto counts = arguments::span<std::int64_t>(job.surface_counts);
+    culnig::Job<T> result;
+    result.difference = {mean<T>(tables.table, job.rows, tables.samples),
+                         mean<T>(tables.control, job.control_rows, tables.control_samples), pool, job.k};
+    result.surface_counts.assign(counts.begin(), counts.end());
+    const std::size_t most = result.surface_counts.empty() ? 0 : result.surface_counts.back();
+    result.surface = {mean<T>(tables.surface, job.surface_rows, 1.0), {}, pool, most};
+    return result;
 }
 
-py::array_t<double> mean_difference(const py::object& table, const py::object& samples, const py::object& control,
-                                    const py::object& control_samples, const py::object& ranges,
-                                    const py::object& threads) {
-    const py::array first = array_argument<double>(table, "table", 2, "float64");
-    need_rows(first, "table");
-    const double count = count_argument(whole_argument(samples, "samples"), "samples");
-    const bool subtract = !control.is_none();
-    py::array second = first;
-    double control_count = 1.0;
-    if (subtract) {
-        second = array_argument<double>(control, "control", 2, "float64");
-        need_rows(second, "control");
-        if (second.shape(1) != first.shape(1)) {
-            throw py::value_error("control has " + std::to_string(second.shape(1)) + " columns, but table has " +
-                                  std::to_string(first.shape(1)));
+py::tuple as_arrays(const culnig::Candidates& found) {
+    const auto n = static_cast<py::ssize_t>(found.best.size());
+    py::array_t<std::int64_t> columns(n), classes(n);
+    py::array_t<double> scores(n);
+    std::int64_t* column = columns.mutable_data();
+    double* score = scores.mutable_data();
+    for (const culnig::Entry& entry : found.best) {
+        *column++ = entry.index;
+        *score++ = entry.value;
+    }
+    std::copy(found.surface_class.begin(), found.surface_class.end(), classes.mutable_data());
+    return py::make_tuple(columns, scores, classes);
+}
+
+// ValueError with the attributes `job`, `of` ("difference" or "surface") and `column`.
+[[noreturn]] void raise_nan(const culnig::NotANumber& missing) {
+    const std::string of = missing.ranking % 2 ? "surface" : "difference";
+    const std::string job = std::to_string(missing.ranking / 2), column = std::to_string(missing.column);
+    const py::object error = py::reinterpret_borrow<py::object>(PyExc_ValueError)(
+        "the " + of + " of jobs[" + job + "] is NaN at column " + column);
+    error.attr("job") = missing.ranking / 2;
+    error.attr("of") = of;
+    error.attr("column") = missing.column;
+    PyErr_SetObject(PyExc_ValueError, error.ptr());
+    throw py::error_already_set();
+}
+
+py::list candidates(const py::object& table, const py::object& samples, const py::object& control,
+                    const py::object& control_samples, const py::object& surface, const py::sequence& jobs,
+                    const py::object& threads, const py::object& tuning) {
+    const Tables tables = tables_argument(table, samples, control, control_samples, surface);
+    std::vector<JobArguments> checked;
+    for (std::size_t j = 0; j < jobs.size(); ++j) {
+        checked.push_back(job_argument(jobs[j], "jobs[" + std::to_string(j) + "]", tables));
+    }
+    const unsigned workers = arguments::threads(threads);
+    const culnig::Tuning tuned = tuning_argument(tuning);
+    std::vector<culnig::Candidates> found;
+    std::optional<culnig::NotANumber> missing;
+    by_type(tables.table, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        std::vector<culnig::Job<T>> core_jobs;
+        for (const auto& job : checked) core_jobs.push_back(core_job<T>(tables, job));
+        const auto columns = static_cast<std::size_t>(tables.table.shape(1));
+        const py::gil_scoped_release release;
+        try {
+            found = culnig::candidates(core_jobs, columns, workers, tuned);
+        } catch (const culnig::NotANumber& error) {
+            missing = error;
         }
-        control_count = count_argument(whole_argument(control_samples, "control_samples"), "control_samples");
-    }
-    const py::array pairs = array_argument<std::int64_t>(ranges, "ranges", 2, "int64");
-    const std::int64_t total = check_ranges(pairs, first.shape(1));
-    const auto workers = whole_argument(threads, "threads");
-    if (workers < 0 || workers > 1024) {
-        throw py::value_error("threads must be between 0 and 1024, not " + std::to_string(workers));
-    }
-    py::array_t<double> out(total);
-    const culnig::Matrix minuend = matrix(first), subtrahend = matrix(second);
-    const culnig::Span<const culnig::Range> spans{static_cast<const culnig::Range*>(pairs.data()),
-                                                  static_cast<std::size_t>(pairs.shape(0))};
-    double* result = out.mutable_data();
-    {
-        py::gil_scoped_release release;
-        culnig::mean_difference(minuend, count, subtract ? &subtrahend : nullptr, control_count, spans,
-                                static_cast<unsigned>(workers), result);
-    }
-    return out;
+    });
+    if (missing) raise_nan(*missing);
+    py::list result;
+    for (const auto& one : found) result.append(as_arrays(one));
+    return result;
 }
 
 py::array_t<double> z_scores(const py::object& values, const py::object& row) {
-    const py::array array = array_argument<double>(values, "values", 2, "float64");
-    need_rows(array, "values");
-    const auto wanted = whole_argument(row, "row");
-    if (wanted < 0 || wanted >= array.shape(0)) {
-        throw py::value_error("row must be between 0 and " + std::to_string(array.shape(0) - 1) + ", not " +
-                              std::to_string(wanted));
-    }
+    const py::array array = arguments::exactly<double>(values, "values", 2, "float64");
+    if (array.shape(0) == 0) throw py::value_error("values must have at least one row");
+    const auto wanted = static_cast<std::size_t>(arguments::whole(row, "row", 0, array.shape(0) - 1));
     py::array_t<double> out(array.shape(1));
-    const culnig::Matrix table = matrix(array);
+    const auto table = arguments::matrix<double>(array);
     double* result = out.mutable_data();
-    {
-        py::gil_scoped_release release;
-        culnig::z_scores(table, static_cast<std::size_t>(wanted), result);
+    try {
+        const py::gil_scoped_release release;
+        culnig::z_scores(table, wanted, result);
+    } catch (const culnig::NotFinite& unfit) {
+        throw py::value_error("values[" + std::to_string(unfit.row) + ", " + std::to_string(unfit.column) +
+                              "] is not finite");
+    }
+    return out;
+}
+
+py::array_t<double> group_z(const py::object& table, const py::object& samples, const py::object& control,
+                            const py::object& control_samples, const py::object& control_rows,
+                            const py::object& columns, const py::object& rows, const py::object& threads) {
+    const Tables tables = tables_argument(table, samples, control, control_samples, py::none());
+    py::array pairing;
+    if (tables.has_control) {
+        pairing = arguments::indices(control_rows, "control_rows", tables.control.shape(0), "rows");
+        if (pairing.size() != tables.table.shape(0)) {
+            throw py::value_error("control_rows must name a row for each of the table's " +
+                                  std::to_string(tables.table.shape(0)) + ", not " + std::to_string(pairing.size()));
+        }
+    }
+    const py::array at = arguments::indices(columns, "columns", tables.table.shape(1), "columns");
+    const py::array own = arguments::indices(rows, "rows", tables.table.shape(0), "rows");
+    if (own.size() != at.size()) {
+        throw py::value_error("rows must name a row for each of the " + std::to_string(at.size()) + " columns, not " +
+                              std::to_string(own.size()));
+    }
+    const unsigned workers = arguments::threads(threads);
+    py::array_t<double> out(at.size());
+    double* result = out.mutable_data();
+    try {
+        by_type(tables.table, [&](auto* type) {
+            using T = std::remove_pointer_t<decltype(type)>;
+            const auto minuend = arguments::matrix<T>(tables.table);
+            std::optional<culnig::Matrix<T>> subtrahend;
+            culnig::Span<const std::int64_t> pairs{nullptr, 0};
+            if (tables.has_control) {
+                subtrahend = arguments::matrix<T>(tables.control);
+                pairs = arguments::span<std::int64_t>(pairing);
+            }
+            const auto where = arguments::span<std::int64_t>(at);
+            const auto* row = static_cast<const std::int64_t*>(own.data());
+            const py::gil_scoped_release release;
+            culnig::group_z(minuend, tables.samples, subtrahend ? &*subtrahend : nullptr, tables.control_samples, pairs,
+                            where, row, workers, result);
+        });
+    } catch (const culnig::NotFinite& unfit) {
+        throw py::value_error("the scores of columns[" + std::to_string(unfit.column) + "] are not finite");
     }
     return out;
 }
@@ -167,11 +258,18 @@ py::array_t<double> z_scores(const py::object& values, const py::object& row) {
 
 PYBIND11_MODULE(_selection, module) {
     module.doc() = "Selection of neurons from score tables; culnig_fast.selection is the public face.";
-    module.def("top_k", &top_k, py::arg("values"), py::arg("k"),
-               "Indices int64 [k] of the k largest of values float64 [n], in stable descending order.");
-    module.def("mean_difference", &mean_difference, py::arg("table"), py::arg("samples"), py::arg("control"),
-               py::arg("control_samples"), py::arg("ranges"), py::arg("threads") = 0,
-               "Column sums of table / samples - column sums of control / control_samples over ranges int64 [m, 2].");
+    module.def("top_k", &top_k, py::arg("values"), py::arg("k"), py::arg("threads") = 0, py::arg("tuning") = py::none(),
+               "Indices int64 [k] of the k largest of values float64 or float32 [n], in stable descending order.");
+    module.def("candidates", &candidates, py::arg("table"), py::arg("samples"), py::arg("control"),
+               py::arg("control_samples"), py::arg("surface"), py::arg("jobs"), py::arg("threads") = 0,
+               py::arg("tuning") = py::none(),
+               "For every job the k best columns of table / samples - control / control_samples, their values, and how "
+               "they stand on the surface, in one sweep.");
     module.def("z_scores", &z_scores, py::arg("values"), py::arg("row"),
                "Population z-score of one row within each column of values float64 [groups, n].");
+    module.def("group_z", &group_z, py::arg("table"), py::arg("samples"), py::arg("control"),
+               py::arg("control_samples"), py::arg("control_rows"), py::arg("columns"), py::arg("rows"),
+               py::arg("threads") = 0,
+               "z-scores, float64 [n], of rows int64 [n] at columns int64 [n] of table / samples - control / "
+               "control_samples among all rows.");
 }

@@ -15,7 +15,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from culnig_fast.attributor import Attributor
-from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
+from culnig_fast.batching import Batch, default_batch_tokens, make_batch, plan_batches
 from culnig_fast.checkpoint import Checkpoint, Progress
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout
@@ -158,17 +158,14 @@ def _run(
     initial = sum(len(index) for index in samples.batches[:done])
     total = len(samples.token_ids)
     bar = tqdm(total=total, initial=initial, unit="question", desc="scoring", disable=not progress, smoothing=0.1)
+    # Whole columns travel once and are indexed where they are: nothing in the loop waits for the device.
+    answers, groups = samples.answers.to(device), samples.groups.to(device)
     with attributor, bar:
         try:
             for index in samples.batches[done:]:
                 batch = make_batch(samples.token_ids, index, device)
-                logits = attributor.forward(batch.input_ids, batch.lengths)
-                gold = samples.answers[index].to(logits.device)
-                log_p = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])[:, 0]
-                p = log_p.detach().double().exp()
                 with _uninterrupted():
-                    attributor.backward(log_p, weight=p * p, group=samples.groups[index], clamp_below_zero=clamp)
-                    seen.append(p)
+                    seen.append(_score_batch(attributor, batch, answers, groups, clamp))
                     done += 1
                 bar.update(len(index))
                 if checkpoint is not None and checkpoint.due():
@@ -180,6 +177,21 @@ def _run(
     probabilities = np.empty(total)
     probabilities[np.concatenate(samples.batches)] = torch.cat(seen).cpu().numpy()
     return probabilities
+
+
+def _score_batch(
+    attributor: Attributor, batch: Batch, answers: torch.Tensor, groups: torch.Tensor, clamp: bool
+) -> torch.Tensor:
+    """Add one batch to the attributor's totals; P of its samples, float64 [batch], still on the device.
+
+    Nothing here waits for the device, so the host prepares the next batch while this one runs.
+    """
+    logits = attributor.forward(batch.input_ids, batch.lengths)
+    gold = answers[batch.index].to(logits.device, non_blocking=True)
+    log_p = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])[:, 0]
+    p = log_p.detach().double().exp()
+    attributor.backward(log_p, weight=p * p, group=groups[batch.index], clamp_below_zero=clamp)
+    return p
 
 
 def _progress(attributor: Attributor, done: int, seen: Sequence[torch.Tensor]) -> Progress:

@@ -74,8 +74,19 @@ def make_batch(token_ids: Sequence[Sequence[int]], index: np.ndarray, device: to
     for row, tokens in zip(padded, chosen, strict=True):
         row[: len(tokens)] = tokens
         row[len(tokens) :] = tokens[-1]
-    return Batch(
-        torch.from_numpy(padded).to(device, non_blocking=True),
-        torch.from_numpy(lengths).to(device, non_blocking=True),
-        torch.from_numpy(np.asarray(index, dtype=np.int64)).to(device, non_blocking=True),
-    )
+    return Batch(*(_sent(array, device) for array in (padded, lengths, np.asarray(index, dtype=np.int64))))
+
+
+def padding_waste(lengths: Sequence[int], batches: Sequence[np.ndarray]) -> float:
+    """Share of the batches' positions that are padding, 0 to 1."""
+    sizes = np.asarray(lengths, dtype=np.int64)
+    positions = sum(len(index) * int(sizes[index].max()) for index in batches)
+    return 1.0 - float(sizes.sum()) / positions if positions else 0.0
+
+
+def _sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array on the device; to a GPU from pinned memory, so that the host goes on while it travels."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

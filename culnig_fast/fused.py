@@ -22,7 +22,8 @@ from culnig_fast.architecture import SiteLocation
 from culnig_fast.backend import Operations
 from culnig_fast.errors import CulnigError
 from culnig_fast.joined import Joined
-from culnig_fast.layer_parts import LayerParts, Norm, NotFusable, check_untouched, norm_arguments
+from culnig_fast.layer_parts import LayerParts, Norm, check_untouched, norm_arguments
+from culnig_fast.layer_trace import NotFusable
 from culnig_fast.neurons import NeuronSite
 
 

@@ -8,7 +8,6 @@ layer stays on taps.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +17,10 @@ from culnig_kernels import reference
 from culnig_kernels.activations import ACTIVATIONS
 from culnig_kernels.reference.gated import activate
 from torch import nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from culnig_fast.architecture import SiteLocation
+from culnig_fast.layer_trace import NotFusable, Trace, record
 from culnig_fast.probe import LayerProbe, linear_shape, same_tensor
-
-
-class NotFusable(Exception):
-    """A layer is built otherwise; the text is the reason that the engine reports."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ def find_parts(probe: LayerProbe, sites: Sequence[SiteLocation]) -> LayerParts:
     by_name = {site.site.module_name: site for site in sites}
     _check_form(probe, by_name)
     with torch.no_grad():
-        trace = _record(probe)
+        trace = record(probe)
         qkv = _projections([by_name[f"self_attn.{n}_proj"] for n in "qkv"])
         gate_up = _projections([by_name["mlp.gate_proj"], by_name["mlp.up_proj"]])
         down = by_name["mlp.act"].module
@@ -132,45 +126,6 @@ def check_untouched(modules: Sequence[nn.Module]) -> None:
             raise NotFusable(f"{type(module).__name__} has hooks or a replaced forward, which fusing would skip")
 
 
-class _Attentions(TorchFunctionMode):
-    """Keeps every call of scaled_dot_product_attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            self.calls.append((args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-@dataclass
-class _Trace:
-    """What passed through a layer's modules. Tensors are kept, so that no two share an address by chance."""
-
-    calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]]
-    attentions: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    result: Any
-
-    def call_of(self, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """(input, output) of a module; NotFusable unless it was called exactly once."""
-        found = [(given, made) for called, given, made in self.calls if called is module]
-        if len(found) != 1:
-            raise NotFusable(f"{type(module).__name__} is called {len(found)} times in a layer's pass")
-        return found[0]
-
-    def input_of(self, module: nn.Module) -> torch.Tensor:
-        return self.call_of(module)[0]
-
-    def output_of(self, module: nn.Module) -> torch.Tensor:
-        return self.call_of(module)[1]
-
-    def columns_of(self, location: SiteLocation) -> torch.Tensor:
-        """A site's own columns of what its projection put out."""
-        return self.output_of(location.module)[..., location.columns]
-
-
 def _check_form(probe: LayerProbe, by_name: dict[str, SiteLocation]) -> None:
     layer = probe.layer
     check_untouched(list(layer.modules()))
@@ -186,22 +141,6 @@ def _check_form(probe: LayerProbe, by_name: dict[str, SiteLocation]) -> None:
         raise NotFusable(f"its weights are of {', '.join(sorted(map(str, dtypes)))}")
     if len({parameter.device for parameter in layer.parameters()}) != 1:
         raise NotFusable("its weights are spread over devices")
-
-
-def _record(probe: LayerProbe) -> _Trace:
-    calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
-        if given is not None and isinstance(output, torch.Tensor):
-            calls.append((module, given, output))
-
-    with contextlib.ExitStack() as stack:
-        for module in list(probe.layer.modules())[1:]:
-            stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
-        attentions = stack.enter_context(_Attentions())
-        result = probe.run()
-    return _Trace(calls, attentions.calls, result)
 
 
 def _projections(locations: list[SiteLocation]) -> tuple[nn.Linear, ...]:
@@ -228,7 +167,7 @@ def _other_projection(layer: nn.Module, known: set[nn.Module]) -> nn.Linear:
 class _Norms:
     """The RMS norms of a trace, found by what goes in or comes out."""
 
-    def __init__(self, trace: _Trace) -> None:
+    def __init__(self, trace: Trace) -> None:
         self._calls = [call for call in trace.calls if _is_norm(call[0])]
         self._found: set[nn.Module] = set()
 
@@ -280,7 +219,7 @@ def _fitted(module: Any) -> Norm:
     raise NotFusable(f"its {type(module).__name__} is no RMS norm")
 
 
-def _activation(trace: _Trace, gate: SiteLocation) -> str:
+def _activation(trace: Trace, gate: SiteLocation) -> str:
     columns = trace.columns_of(gate)
     for module, given, _ in trace.calls:
         if same_tensor(given, columns) and not any(True for _ in module.parameters()):
@@ -292,7 +231,7 @@ def _activation(trace: _Trace, gate: SiteLocation) -> str:
     raise NotFusable("its activation is no module of its own")
 
 
-def _attention(trace: _Trace, by_name: dict[str, SiteLocation]) -> tuple[int, float | None]:
+def _attention(trace: Trace, by_name: dict[str, SiteLocation]) -> tuple[int, float | None]:
     """(head_dim, scale) of the layer's one call of scaled_dot_product_attention."""
     if len(trace.attentions) != 1:
         raise NotFusable(f"it calls scaled_dot_product_attention {len(trace.attentions)} times, not once")
@@ -313,7 +252,7 @@ def _attention(trace: _Trace, by_name: dict[str, SiteLocation]) -> tuple[int, fl
     return head_dim, None if scale is None else float(scale)
 
 
-def _with_positions(parts: LayerParts, trace: _Trace, probe: LayerProbe) -> LayerParts:
+def _with_positions(parts: LayerParts, trace: Trace, probe: LayerProbe) -> LayerParts:
     """The parts with the argument that holds (cos, sin), proved on what reached the attention."""
     args, kwargs = trace.attentions[0]
     query = args[0] if args else kwargs["query"]

@@ -1,4 +1,4 @@
-"""Rankings of neurons by score: arrays in, flat indices out; no tables, files or models.
+"""Rankings of neurons by score: arrays in, flat indices out; no score tables, files or models.
 
 The numeric work is in `culnig_fast._selection` (csrc/), or, where that was not built, in its slower NumPy
 twin with the same results to the last bit. Every ranking is a stable descending sort: equal scores keep flat
@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,17 +42,50 @@ def implementation() -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Scores of one kind: the rows to be summed and the number of samples to divide by.
+    """Scores of one kind: rows to be summed and the number of samples to divide by.
 
     Attributes:
         name: what errors call it.
-        totals: float64 [rows, neurons].
-        samples: N of the whole table, also where `totals` is one country's row.
+        totals: float64 [groups, neurons], a NumPy array or a torch tensor; on a device it is ranked there.
+        samples: N of the whole table.
     """
 
     name: str
-    totals: np.ndarray
+    totals: Any
     samples: int
+
+
+class Job(NamedTuple):
+    """One pool to rank.
+
+    Attributes:
+        ranges: int64 [m, 2] flat indices start ≤ i < stop of the pool, ascending.
+        rows, control_rows, surface_rows: int64, the rows of each source that are summed.
+        k: how many candidates, at most the size of the pool.
+        surface_counts: int64, ascending, of which each is a top of the surface scores; none without surface.
+    """
+
+    ranges: np.ndarray
+    rows: np.ndarray
+    control_rows: np.ndarray
+    surface_rows: np.ndarray
+    k: int
+    surface_counts: np.ndarray
+
+
+class Candidates(NamedTuple):
+    """The candidates of one pool, best first.
+
+    Attributes:
+        flat: int64 [n].
+        scores: float64 [n].
+        surface_class: int64 [n], how many of the job's surface counts are too small to have the neuron in
+            that top; with the number of counts it is in none of them.
+    """
+
+    flat: np.ndarray
+    scores: np.ndarray
+    surface_class: np.ndarray
 
 
 class NotANumberError(Exception):
@@ -74,12 +109,28 @@ def top_count(size: int, share: float, name: str = "share") -> int:
     return int(size * float(share))
 
 
+def candidates(
+    minuend: Source, subtrahend: Source | None, surface: Source | None, jobs: Sequence[Job]
+) -> list[Candidates]:
+    """For each job the neurons with the largest Σ minuend / N − Σ subtrahend / N, all jobs in one sweep.
+
+    Raises:
+        NotANumberError: a score of a pool is NaN.
+    """
+    try:
+        found = _core_of(minuend).candidates(*_pair(minuend, subtrahend), _totals(surface), jobs)
+    except ValueError as error:
+        column, of = getattr(error, "column", None), getattr(error, "of", None)
+        if column is None:
+            raise
+        if of == "surface" and surface is not None:
+            raise NotANumberError(surface.name, column) from None
+        raise _not_a_number(minuend, subtrahend, column) from None
+    return [Candidates(*one) for one in found]
+
+
 def rank(minuend: Source, subtrahend: Source | None, ranges: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` neurons of a pool with the largest Σ minuend / N − Σ subtrahend / N, best first.
-
-    Args:
-        ranges: int64 [m, 2] flat indices start ≤ i < stop of the pool, ascending.
-        count: at most the size of the pool.
 
     Returns:
         Flat indices int64 [count] and their scores float64 [count].
@@ -87,24 +138,16 @@ def rank(minuend: Source, subtrahend: Source | None, ranges: np.ndarray, count: 
     Raises:
         NotANumberError: a score of the pool is NaN.
     """
-    table = _fit(minuend.totals)
-    control = None if subtrahend is None else _fit(subtrahend.totals)
-    control_samples = 1 if subtrahend is None else subtrahend.samples
-    difference = core().mean_difference(table, minuend.samples, control, control_samples, ranges)
-    try:
-        positions = core().top_k(difference, count)
-    except ValueError:
-        missing = np.flatnonzero(np.isnan(difference))
-        if not missing.size:
-            raise
-        raise _not_a_number(minuend, subtrahend, int(pool_flat(ranges, missing[:1])[0])) from None
-    return pool_flat(ranges, positions), difference[positions]
+    none, rows = np.zeros(0, np.int64), np.arange(len(minuend.totals))
+    other = none if subtrahend is None else np.arange(len(subtrahend.totals))
+    (found,) = candidates(minuend, subtrahend, None, [Job(ranges, rows, other, none, count, none)])
+    return found.flat, found.scores
 
 
 def group_z(
-    minuend: Source, subtrahend: Source | None, subtrahend_rows: list[int], flat: np.ndarray, row: int
+    minuend: Source, subtrahend: Source | None, subtrahend_rows: Sequence[int], flat: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
-    """z of row `row` of minuend / N − subtrahend / N among all rows, float64 [n], at the neurons `flat` [n].
+    """z of minuend / N − subtrahend / N among all rows, float64 [n], at rows [n] and neurons `flat` [n].
 
     Population standard deviation; deviation 0 gives z = 0. `subtrahend_rows` holds the row of each group of
     `minuend`.
@@ -112,18 +155,15 @@ def group_z(
     Raises:
         NotANumberError: a score is NaN or infinite.
     """
-    difference = np.take(minuend.totals, flat, axis=1) / minuend.samples
-    if subtrahend is not None:
-        with np.errstate(invalid="ignore"):
-            control = np.take(subtrahend.totals, flat, axis=1)[subtrahend_rows]
-            difference = difference - control / subtrahend.samples
+    pairing = np.asarray(subtrahend_rows, dtype=np.int64)
     try:
-        z: np.ndarray = core().z_scores(_fit(difference), row)
+        z: np.ndarray = _core_of(minuend).group_z(*_pair(minuend, subtrahend), pairing, flat, rows)
     except ValueError:
-        unfit = np.flatnonzero(~np.isfinite(difference).all(axis=0))
-        if not unfit.size:
-            raise
-        raise _not_a_number(minuend, subtrahend, int(flat[unfit[0]])) from None
+        for column in flat.tolist():
+            sources = [source for source in (minuend, subtrahend) if source is not None]
+            if not all(_finite(source, column) for source in sources):
+                raise _not_a_number(minuend, subtrahend, column) from None
+        raise
     return z
 
 
@@ -147,14 +187,33 @@ def pool_flat(ranges: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return flat
 
 
-def _fit(totals: np.ndarray) -> np.ndarray:
+def _core_of(source: Source) -> Any:
+    """What ranks this source: torch where a tensor lies on a device, else the core."""
+    if isinstance(source.totals, np.ndarray) or source.totals.device.type == "cpu":
+        return core()
+    return importlib.import_module("culnig_fast.selection_device")
+
+
+def _pair(minuend: Source, subtrahend: Source | None) -> tuple[Any, int, Any, int]:
+    samples = 1 if subtrahend is None else subtrahend.samples
+    return _totals(minuend), minuend.samples, _totals(subtrahend), samples
+
+
+def _totals(source: Source | None) -> Any:
     """As the core reads it: unchanged, memory-mapped ones too, unless strided or misaligned."""
-    return np.require(totals, dtype=np.float64, requirements=["C", "A"])
+    if source is None or not isinstance(source.totals, np.ndarray):
+        return None if source is None else source.totals.detach().contiguous()
+    return np.require(source.totals, requirements=["C", "A"])
+
+
+def _finite(source: Source, flat: int) -> bool:
+    column = source.totals[:, flat]
+    return bool(np.isfinite(column if isinstance(column, np.ndarray) else column.cpu().numpy()).all())
 
 
 def _not_a_number(minuend: Source, subtrahend: Source | None, flat: int) -> NotANumberError:
     """Blame the first source that holds a NaN or an infinity at the neuron."""
     for source in (minuend, subtrahend):
-        if source is not None and not np.isfinite(source.totals[:, flat]).all():
+        if source is not None and not _finite(source, flat):
             return NotANumberError(source.name, flat)
     return NotANumberError(minuend.name, flat)

@@ -6,27 +6,42 @@ Equal scores keep flat order: layer, then q, k, v, gate, up, act within the laye
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from culnig_fast import ranking
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, NeuronSet, check_module_names
-from culnig_fast.ranking import NotANumberError, Source, implementation
+from culnig_fast.ranking import implementation
 from culnig_fast.scores import ScoreTable
-from culnig_fast.selection_input import check_every_group, check_tables, country_row
+from culnig_fast.selection_input import check_countries, check_every_group, check_min_z, check_tables
+from culnig_fast.selection_pools import (
+    Pool,
+    RankedPool,
+    Tables,
+    candidate_z,
+    default_modules,
+    describe,
+    general_pools,
+    module_ranges,
+    rank_countries,
+    rank_general,
+)
+from culnig_fast.tasks.countries import TARGET_COUNTRIES
 
-__all__ = ["implementation", "select_general", "select_random", "select_specific"]
+if TYPE_CHECKING:
+    from culnig_fast.selection_device import DeviceTable
+
+__all__ = ["implementation", "select_general", "select_random", "select_specific", "select_specific_all"]
 
 
 def select_general(
-    neur: ScoreTable,
-    control: ScoreTable | None,
-    surface: ScoreTable | None,
+    neur: ScoreTable | DeviceTable,
+    control: ScoreTable | DeviceTable | None,
+    surface: ScoreTable | DeviceTable | None,
     *,
     mlp_share: float = 0.01,
     attention_share: float = 0.002,
@@ -41,7 +56,7 @@ def select_general(
     holds both pools in one list, descending by d.
 
     Args:
-        neur: scores on cultural questions.
+        neur: scores on cultural questions; a `DeviceTable` is ranked where its tensor is.
         control: scores on the same prompts without the question, or None to subtract nothing.
         surface: scores on CountryRC, or None to drop nothing.
         mlp_share, attention_share, surface_share: parts of a pool, 0 to 1.
@@ -53,37 +68,26 @@ def select_general(
             outside 0…1; a module that was not scored.
     """
     check_tables(neur, control, surface)
-    layout = neur.layout
-    mlp = (_mlp_module(layout),) if mlp_modules is None else _choice(mlp_modules)
-    attention = _choice(attention_modules)
-    for name in mlp:
-        if name in attention:
-            raise CulnigError(f"{name} is in the MLP pool and in the attention pool; name it in one of them")
-    sources = _Sources(
-        _source("neur", neur),
-        None if control is None else _source("control", control),
-        None if surface is None else _source("surface", surface),
-    )
-    shares = {"mlp": mlp_share, "attention": attention_share}
-    pools = [
-        _select_in_pool(layout, name, modules, sources, (shares[name], f"{name}_share"), surface_share)
-        for name, modules in (("mlp", mlp), ("attention", attention))
-        if modules
-    ]
-    if not pools:
-        raise CulnigError("both pools were left out; name MLP or attention modules to select from")
-    flat = np.concatenate([pool.flat for pool in pools])
-    scores = np.concatenate([pool.scores for pool in pools])
-    order = np.lexsort((flat, -scores))
+    tables = Tables(neur, control, surface)
+    pools = general_pools(neur.layout, mlp_modules, attention_modules, [mlp_share], [attention_share])
     thresholds = {"mlp_share": mlp_share, "attention_share": attention_share, "surface_share": surface_share}
-    info = _info("general", thresholds, [pool.facts for pool in pools], neur, control, surface)
-    return NeuronSet.from_flat(layout, flat[order], scores[order], info)
+    return general_set(tables, rank_general(tables, pools, [surface_share]), thresholds)
+
+
+def general_set(tables: Tables, ranked: Sequence[RankedPool], thresholds: dict[str, float]) -> NeuronSet:
+    """The set that given thresholds choose of ranked pools."""
+    chosen = [one.choose(thresholds[one.pool.share_name], thresholds["surface_share"]) for one in ranked]
+    flat = np.concatenate([one.found.flat[keep] for one, (keep, _) in zip(ranked, chosen, strict=True)])
+    scores = np.concatenate([one.found.scores[keep] for one, (keep, _) in zip(ranked, chosen, strict=True)])
+    order = np.lexsort((flat, -scores))
+    info = describe("general", thresholds, [facts for _, facts in chosen], tables)
+    return NeuronSet.from_flat(tables.neur.layout, flat[order], scores[order], info)
 
 
 def select_specific(
-    neur: ScoreTable,
-    control: ScoreTable | None,
-    surface: ScoreTable | None,
+    neur: ScoreTable | DeviceTable,
+    control: ScoreTable | DeviceTable | None,
+    surface: ScoreTable | DeviceTable | None,
     country: str,
     *,
     share: float = 0.003,
@@ -109,32 +113,74 @@ def select_specific(
     Raises:
         CulnigError: as for `select_general`; a table lacks the country; a group has no samples.
     """
+    (chosen,) = select_specific_all(
+        neur,
+        control,
+        surface,
+        (country,),
+        share=share,
+        surface_share=surface_share,
+        min_z=min_z,
+        module_names=module_names,
+    ).values()
+    return chosen
+
+
+def select_specific_all(
+    neur: ScoreTable | DeviceTable,
+    control: ScoreTable | DeviceTable | None,
+    surface: ScoreTable | DeviceTable | None,
+    countries: Iterable[str] = TARGET_COUNTRIES,
+    *,
+    share: float = 0.003,
+    surface_share: float = 0.01,
+    min_z: float = 0.5,
+    module_names: Iterable[str] | None = None,
+) -> dict[str, NeuronSet]:
+    """The culture-specific neurons of several countries, in one sweep over the tables.
+
+    Args:
+        countries: groups of `neur`, in any spelling; by default the method's eight.
+        neur, control, surface, share, surface_share, min_z, module_names: as for `select_specific`, which
+            chooses the same set of each country.
+
+    Returns:
+        The set of each country, by its name in `neur`, in the order given.
+
+    Raises:
+        CulnigError: as for `select_specific`; a country is named twice, or none is.
+    """
+    countries = check_countries(countries)
     check_tables(neur, control, surface)
     check_every_group(neur, control)
-    if isinstance(min_z, bool) or not isinstance(min_z, int | float | np.number) or math.isnan(min_z):
-        raise CulnigError(f"min_z must be a number of standard deviations, not {min_z!r}")
-    layout = neur.layout
-    row = country_row("neur", neur, country)
-    # Row of each of neur's groups in the control table, which may list the same groups in another order.
-    control_rows = [] if control is None else [control.group_index(name) for name in neur.groups]
-    own = _Sources(
-        _source("neur", neur, row),
-        None if control is None else _source("control", control, control_rows[row]),
-        None if surface is None else _source("surface", surface, country_row("surface", surface, country)),
-    )
-    modules = _default_modules(layout) if module_names is None else check_module_names(module_names)
-    pool = _select_in_pool(layout, "all", modules, own, (share, "share"), surface_share)
-    every = None if control is None else _source("control", control)
-    try:
-        z = ranking.group_z(_source("neur", neur), every, control_rows, pool.flat, row)
-    except NotANumberError as error:
-        raise _explain(error, layout) from None
-    keep = z >= min_z
-    facts = {**pool.facts, "dropped_by_z": int((~keep).sum()), "kept": int(keep.sum())}
+    check_min_z(min_z)
+    tables = Tables(neur, control, surface)
+    ranked = rank_countries(tables, one_pool(neur.layout, module_names, [share]), countries, [surface_share])
     thresholds = {"share": share, "surface_share": surface_share, "min_z": min_z}
-    info = _info("specific", thresholds, [facts], neur, control, surface)
-    info["country"] = neur.groups[row]
-    return NeuronSet.from_flat(layout, pool.flat[keep], pool.scores[keep], info)
+    result: dict[str, NeuronSet] = {}
+    for (row, one), z in zip(ranked, candidate_z(tables, ranked), strict=True):
+        if neur.groups[row] in result:
+            raise CulnigError(f"country {neur.groups[row]} is named twice; name each once")
+        result[neur.groups[row]] = specific_set(tables, row, one, z, thresholds)
+    return result
+
+
+def specific_set(
+    tables: Tables, row: int, ranked: RankedPool, z: np.ndarray, thresholds: dict[str, float]
+) -> NeuronSet:
+    """The set that given thresholds choose of one country's ranked pool."""
+    keep, facts = ranked.choose(thresholds["share"], thresholds["surface_share"])
+    distinct = keep & (z >= thresholds["min_z"])
+    facts = {**facts, "dropped_by_z": int((keep & ~distinct).sum()), "kept": int(distinct.sum())}
+    info = describe("specific", thresholds, [facts], tables)
+    info["country"] = tables.neur.groups[row]
+    return NeuronSet.from_flat(tables.neur.layout, ranked.found.flat[distinct], ranked.found.scores[distinct], info)
+
+
+def one_pool(layout: NeuronLayout, module_names: Iterable[str] | None, shares: Sequence[float]) -> Pool:
+    """The pool of specific sets."""
+    modules = default_modules(layout) if module_names is None else check_module_names(module_names)
+    return Pool("all", modules, shares, "share")
 
 
 def select_random(
@@ -153,8 +199,8 @@ def select_random(
         CulnigError: `count` is negative or above the pool's size; the seed is negative; a module was not
             scored.
     """
-    modules = _default_modules(layout) if module_names is None else check_module_names(module_names)
-    ranges = _ranges(layout, modules)
+    modules = default_modules(layout) if module_names is None else check_module_names(module_names)
+    ranges = module_ranges(layout, modules)
     size = ranking.pool_size(ranges)
     if not 0 <= operator.index(count) <= size:
         raise CulnigError(f"cannot draw {count} neurons from a pool of {size}; choose a count between 0 and {size}")
@@ -168,127 +214,3 @@ def select_random(
         "neurons": int(count),
     }
     return NeuronSet.from_flat(layout, ranking.pool_flat(ranges, ranking.draw(size, count, seed)), None, info)
-
-
-class _Sources(NamedTuple):
-    neur: Source
-    control: Source | None
-    surface: Source | None
-
-
-class _Pool(NamedTuple):
-    """What is left of one pool, best first, and the facts that `info` records."""
-
-    flat: np.ndarray
-    scores: np.ndarray
-    facts: dict[str, Any]
-
-
-def _select_in_pool(
-    layout: NeuronLayout,
-    name: str,
-    modules: tuple[str, ...],
-    sources: _Sources,
-    share: tuple[float, str],
-    surface_share: float,
-) -> _Pool:
-    """The top share of neur − control in a pool, less the top share of surface there."""
-    ranges = _ranges(layout, modules)
-    size = ranking.pool_size(ranges)
-    surface_top = ranking.top_count(size, surface_share, "surface_share")
-    try:
-        flat, scores = ranking.rank(sources.neur, sources.control, ranges, ranking.top_count(size, *share))
-        keep = np.ones(len(flat), dtype=bool)
-        if sources.surface is not None:
-            superficial, _ = ranking.rank(sources.surface, None, ranges, surface_top)
-            keep = ~np.isin(flat, superficial, assume_unique=True)
-    except NotANumberError as error:
-        raise _explain(error, layout) from None
-    facts = {
-        "pool": name,
-        "modules": list(modules),
-        "neurons": size,
-        "candidates": len(flat),
-        "surface_top": 0 if sources.surface is None else surface_top,
-        "dropped_by_surface": int((~keep).sum()),
-        "kept": int(keep.sum()),
-    }
-    return _Pool(flat[keep], scores[keep], facts)
-
-
-def _source(name: str, table: ScoreTable, row: int | None = None) -> Source:
-    """A whole table, or one row of it with the whole table's N; surface is ranked by its bare sums."""
-    totals = table.totals if row is None else table.totals[row : row + 1]
-    return Source(name, totals, 1 if name == "surface" else table.n_samples)
-
-
-def _mlp_module(layout: NeuronLayout) -> str:
-    for name in ("mlp.gate_proj", "mlp.up_proj"):
-        if name in layout.module_names:
-            return name
-    raise CulnigError(
-        f"neither mlp.gate_proj nor mlp.up_proj was scored (only {', '.join(layout.module_names)}); "
-        "score one of them, or name the modules to select from"
-    )
-
-
-def _default_modules(layout: NeuronLayout) -> tuple[str, ...]:
-    return (*ATTENTION_MODULES, _mlp_module(layout))
-
-
-def _choice(modules: Iterable[str]) -> tuple[str, ...]:
-    """Module names of a pool that may be left out."""
-    modules = (modules,) if isinstance(modules, str) else tuple(modules)
-    return check_module_names(modules) if modules else ()
-
-
-def _ranges(layout: NeuronLayout, modules: tuple[str, ...]) -> np.ndarray:
-    """Flat ranges of the modules' sites, int64 [sites, 2], ascending."""
-    for name in modules:
-        if name not in layout.module_names:
-            raise CulnigError(
-                f"no neurons of {name} were scored (only {', '.join(layout.module_names)}); "
-                "score them too, or leave them out of the selection"
-            )
-    sites = [layout.slice(s.module_name, s.layer_idx) for s in layout.sites if s.module_name in modules]
-    return np.array([[site.start, site.stop] for site in sites], dtype=np.int64)
-
-
-def _explain(error: NotANumberError, layout: NeuronLayout) -> CulnigError:
-    names, layers, columns = layout.locate(error.flat)
-    return CulnigError(
-        f"the {error.source} score of neuron {columns[0]} of {names[0]} in layer {layers[0]} is NaN or "
-        "infinite; score again in a wider dtype, float32 or bfloat16"
-    )
-
-
-def _info(
-    kind: str,
-    thresholds: dict[str, float],
-    pools: list[dict[str, Any]],
-    neur: ScoreTable,
-    control: ScoreTable | None,
-    surface: ScoreTable | None,
-) -> dict[str, Any]:
-    """JSON-ready provenance of a set."""
-    tables = {"neur": neur, "control": control, "surface": surface}
-    kept = sum(pool["kept"] for pool in pools)
-    candidates = sum(pool["candidates"] for pool in pools)
-    statement = f"{kept} of {candidates} candidates kept"
-    if kept == 0:
-        statement = "empty: " + (statement if candidates else "the shares are too small for one candidate")
-    return {
-        "selection": kind,
-        "neurons": kept,
-        "statement": statement,
-        # JSON knows no infinities.
-        "thresholds": {k: float(v) if math.isfinite(v) else str(v) for k, v in thresholds.items()},
-        "pools": pools,
-        "sources": {
-            name: None
-            if table is None
-            else {"samples": table.n_samples, "groups": list(table.groups), "metadata": table.metadata}
-            for name, table in tables.items()
-        },
-        "implementation": implementation(),
-    }

@@ -131,7 +131,7 @@ def test_only_the_sites_asked_for_are_scored() -> None:
 
 def test_in_bfloat16_it_is_no_further_from_float32_than_taps_are() -> None:
     """Mean square errors over families and models, as a ratio of geometric means. Both paths round at as many places,
-    each its own way, so single models favour either: over 48 of them the ratio was 1.03, with norms in bf16 it is 1.9."""
+    each its own way, so single models favour either: over 48 it was 1.03; with norms worked in bf16 it is 1.9."""
     questions = make_questions(20)
     errors: dict[str, list[float]] = {"taps": [], "fused": []}
     for family in ("llama", "qwen3", "gemma3", "phi3"):

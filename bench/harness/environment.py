@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def source_hash(root: Path = ROOT) -> str:
-    """SHA-256 over the sources that decide the fast path's speed: kernels/ and culnig_fast/fused.py."""
+    """SHA-256 over the sources that decide the fast path's speed: kernels/ and the engine's own."""
+    engine = ("attributor", "backend", "fused", "fusion", "joined", "last_position", "tap")
     files = sorted((root / "kernels").rglob("*.py"))
-    fused = root / "culnig_fast" / "fused.py"
-    files += [fused] if fused.exists() else []
+    files += [path for name in engine if (path := root / "culnig_fast" / f"{name}.py").exists()]
     digest = hashlib.sha256()
     for file in files:
         content = file.read_bytes()

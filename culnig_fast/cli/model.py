@@ -50,15 +50,20 @@ def bake(
 
 @app.command(epilog="Example: culnig-fast info demo")
 def info(model: Model, device: Device = "cpu", trust_remote_code: Trust = False, as_json: Json = False) -> None:
-    """Show which neurons discovery sees in a model."""
+    """Show which neurons discovery sees in a model, and which layers run fused."""
     loaded, _ = load_model_and_tokenizer(model, "auto", device, trust_remote_code)
     from culnig_fast.architecture import discover
+    from culnig_fast.attributor import Attributor
 
-    summary = discover(loaded).describe()
+    architecture = discover(loaded)
+    with Attributor(architecture) as attributor:
+        summary = {**architecture.describe(), "fusion": attributor.fusion.describe()}
     lines = [f"{summary['model']}: {summary['layers']} layers ({summary['layer_class']}), {summary['dtype']}"]
     lines += [
         f"  {site['module_name']:18s} {site['width']:>7,} a layer  {site['total']:>11,} in all  {site['where']}"
         for site in summary["sites"]
     ]
     lines.append(f"  {summary['neurons']:,} neurons are scored unless asked otherwise")
+    lines.append(f"  fused: {len(summary['fusion']['fused'])} of {summary['layers']} layers")
+    lines += [f"  on taps: {len(layers)}, {why}" for why, layers in summary["fusion"]["taps"].items()]
     report(as_json, summary, "\n".join(lines))

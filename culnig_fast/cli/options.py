@@ -9,6 +9,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from culnig_fast.errors import CulnigError
+
 
 class Action(str, Enum):
     """What is done to neurons."""
@@ -18,11 +20,15 @@ class Action(str, Enum):
 
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or 'demo' for the embedded model.")]
-Task = Annotated[str, typer.Option(help="Benchmark: blend, country_rc, or plain (id, group, prompt, answer).")]
+Task = Annotated[str, typer.Option(help="Benchmark; 'culnig-fast tasks' lists them.")]
 Data = Annotated[
-    Optional[str], typer.Option(help="File, or 'demo'; left out: the hub's (blend), our own (country_rc).")
+    Optional[str], typer.Option(help="File or folder, or 'demo'; left out: the hub's, or our own (country_rc).")
 ]
 Topics = Annotated[Optional[Path], typer.Option(help="BLEnD's US_questions.csv, which gives each question a topic.")]
+Files = Annotated[
+    Optional[list[str]],
+    typer.Option("--file", help="A further file of the benchmark as NAME=PATH, repeatable; 'tasks' lists the names."),
+]
 Split = Annotated[str, typer.Option(help="all, neur, control or test, as the benchmark has them.")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1; left out: a GPU where there is one.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
@@ -51,18 +57,39 @@ def load_model_and_tokenizer(model: str, dtype: str, device: str | None, trust_r
     return load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
-def load_questions(task: str, data: str | None, topics: Path | None, split: str, tokenizer: Any) -> Any:
-    """The questions of a split, of files or of the embedded model's data."""
+def open_task(task: str, data: str | None, topics: Path | None = None, files: list[str] | None = None) -> Any:
+    """A benchmark from files or from the embedded model's data; `files` as NAME=PATH, `topics` for `topics=`."""
     from culnig_fast.models import EMBEDDED
     from culnig_fast.tasks.base import load_task
 
     if data == EMBEDDED:
         from culnig_fast.demo.embedded import task_files
 
-        data, files = task_files(task)
-    else:
-        files = {} if topics is None else {"topics": topics}
-    return load_task(task, data, files).questions(split, tokenizer)
+        return load_task(task, *task_files(task))
+    further = named_files(files or [])
+    if topics is not None:
+        further["topics"] = topics
+    return load_task(task, data, further)
+
+
+def named_files(texts: list[str]) -> dict[str, str | Path]:
+    """`NAME=PATH` texts as a dict; CulnigError for one that is not of that form or repeats a name."""
+    found: dict[str, str | Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise CulnigError(f"--file {text} is not NAME=PATH; 'culnig-fast tasks' lists the names")
+        if name in found:
+            raise CulnigError(f"--file names {name} twice; give it once")
+        found[name] = Path(path)
+    return found
+
+
+def load_questions(
+    task: str, data: str | None, topics: Path | None, split: str, tokenizer: Any, files: list[str] | None = None
+) -> Any:
+    """The questions of a split, of files or of the embedded model's data."""
+    return open_task(task, data, topics, files).questions(split, tokenizer)
 
 
 def report(as_json: bool, value: Any, text: str) -> None:

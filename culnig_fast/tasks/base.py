@@ -47,6 +47,7 @@ class Task(ABC):
     files: ClassVar[Mapping[str, str]] = {}
     hub: ClassVar[str | None] = None
     generates: ClassVar[bool] = False
+    wordings_each: ClassVar[int] = 1
 
     @classmethod
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ class BlendShort(Task):
     name: ClassVar[str] = "blend_short"
     splits: ClassVar[tuple[str, ...]] = ("all", "neur", "test")
     generates: ClassVar[bool] = True
+    wordings_each: ClassVar[int] = len(PROMPTS)
     files: ClassVar[Mapping[str, str]] = {
         "prompts": "folder with BLEnD's {country}_prompts.csv",
         "topics": f"{TOPICS_FILE} of BLEnD, for the splits neur and test",
@@ -200,10 +202,9 @@ def _is(spelling: str, country: str) -> bool:
 
 def _read_annotations(path: Path) -> dict[str, Any]:
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
-        with opened as file:
-            entries = json.load(file)
-    except (OSError, EOFError, ValueError) as error:
+        content = path.read_bytes()
+        entries = json.loads((gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig"))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise CulnigError(f"{path} is not a readable file of annotations ({error}); was it cut off?") from error
     if not isinstance(entries, dict) or not entries:
         raise CulnigError(f"{path} is not an object of questions; is it BLEnD's?")

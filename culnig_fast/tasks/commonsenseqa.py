@@ -29,6 +29,7 @@ class CommonsenseQA(Task):
 
     name: ClassVar[str] = "commonsenseqa"
     splits: ClassVar[tuple[str, ...]] = ("test",)
+    wordings_each: ClassVar[int] = len(WORDINGS)
     hub: ClassVar[str | None] = HUB_ID
 
     @classmethod

@@ -68,6 +68,7 @@ class CountryRC(Task):
 
     name: ClassVar[str] = "country_rc"
     splits: ClassVar[tuple[str, ...]] = ("all", "neur", "test")
+    wordings_each: ClassVar[int] = len(WORDINGS)
 
     @classmethod
     def load(cls, source: str | Path | None = None, countries: Iterable[str] = TARGET_COUNTRIES) -> CountryRC:

@@ -34,6 +34,7 @@ class CulturalBench(Task):
 
     name: ClassVar[str] = "culturalbench"
     splits: ClassVar[tuple[str, ...]] = ("all", "neur", "test")
+    wordings_each: ClassVar[int] = len(WORDINGS)
     hub: ClassVar[str | None] = HUB_ID
 
     @classmethod

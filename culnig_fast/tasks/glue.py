@@ -27,6 +27,7 @@ class GluePair(Task):
     items: tuple[ChoiceItem, ...]
 
     splits: ClassVar[tuple[str, ...]] = ("test",)
+    wordings_each: ClassVar[int] = 4
     hub: ClassVar[str | None] = HUB_ID
     hub_split: ClassVar[str]
     columns: ClassVar[Mapping[str, tuple[str, ...]]]

@@ -36,6 +36,7 @@ class NormAd(Task):
 
     name: ClassVar[str] = "normad"
     splits: ClassVar[tuple[str, ...]] = ("all", "neur", "test")
+    wordings_each: ClassVar[int] = len(WORDINGS)
     hub: ClassVar[str | None] = HUB_ID
 
     @classmethod

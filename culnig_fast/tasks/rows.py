@@ -23,6 +23,14 @@ FILE_KINDS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 """Endings of the local files that can be read; .txt means tab-separated, as some benchmarks name such files."""
 
 
+class _QuotedTabs(csv.excel_tab):
+    strict = True
+
+
+class _BareTabs(_QuotedTabs):
+    quoting = csv.QUOTE_NONE
+
+
 def read_rows(
     source: str | Path, *, config: str | None = None, split: str = "test", quoted_tabs: bool = True
 ) -> list[Row]:
@@ -88,8 +96,8 @@ def _read_file(path: Path, quoted_tabs: bool) -> list[Row]:
             if kind == ".csv":
                 return _read_table(csv.reader(handle, strict=True), path)
             if kind in (".tsv", ".txt"):
-                quoting = csv.QUOTE_MINIMAL if quoted_tabs else csv.QUOTE_NONE
-                return _read_table(csv.reader(handle, delimiter="\t", quoting=quoting, strict=True), path)
+                dialect = _QuotedTabs if quoted_tabs else _BareTabs
+                return _read_table(csv.reader(handle, dialect), path)
             return _read_json(handle.read(), path)
     except OSError as error:
         raise CulnigError(f"cannot read {path}: {error.strerror or error}; check the path") from error

@@ -66,6 +66,7 @@ class WorldValuesBench(Task):
 
     name: ClassVar[str] = "worldvaluesbench"
     splits: ClassVar[tuple[str, ...]] = ("all", "neur", "test")
+    wordings_each: ClassVar[int] = len(WORDINGS)
     files: ClassVar[Mapping[str, str]] = {
         "demographics": f"{DEMOGRAPHICS} of WorldValuesBench: the country of each participant",
         "metadata": f"{METADATA} of WorldValuesBench: wording and scale of each question",
@@ -105,7 +106,7 @@ class WorldValuesBench(Task):
         folder = source if source.is_dir() else source.parent
         values = _find(folder, VALUES) if source.is_dir() else source
         asked = _questions_of(Path(metadata) if metadata is not None else _find(folder, METADATA))
-        meanings = _meanings(Path(codebook) if codebook is not None else _find(folder, CODEBOOK, needed=False))
+        meanings = _meanings(Path(codebook) if codebook is not None else _found(folder, CODEBOOK))
         scales = {name: (low, high) for name, (_, low, high) in asked.items()}
         people = Path(demographics) if demographics is not None else _find(folder, DEMOGRAPHICS)
         table = count_answers(values, people, scales)
@@ -181,13 +182,18 @@ def _choose(
             )
 
 
-def _find(folder: Path, name: str, needed: bool = True) -> Path | None | Any:
+def _found(folder: Path, name: str) -> Path | None:
     for candidate in (folder / name, folder.parent / name, *sorted(folder.rglob(name))):
         if candidate.is_file():
             return candidate
-    if needed:
-        raise CulnigError(f"no {name} in or under {folder}; name the file of WorldValuesBench")
     return None
+
+
+def _find(folder: Path, name: str) -> Path:
+    path = _found(folder, name)
+    if path is None:
+        raise CulnigError(f"no {name} in or under {folder}; name the file of WorldValuesBench")
+    return path
 
 
 def _questions_of(path: Path) -> dict[str, tuple[str, int, int]]:
@@ -204,7 +210,7 @@ def _questions_of(path: Path) -> dict[str, tuple[str, int, int]]:
             low, high = int(entry["answer_scale_min"]), int(entry["answer_scale_max"])
             text = str(entry["question"]).strip()
         except (KeyError, TypeError, ValueError) as error:
-            raise CulnigError(f"{path}: question Q{number} lacks its wording or an integer scale ({error!r})") from error
+            raise CulnigError(f"{path}: question Q{number} lacks a wording or integer scale ({error!r})") from error
         if not text or low >= high:
             raise CulnigError(f"{path}: question Q{number} has no wording, or the scale {low}…{high} is empty")
         found[f"Q{number}"] = (text, low, high)

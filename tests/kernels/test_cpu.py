@@ -6,7 +6,9 @@ import pytest
 import torch
 from checks import assert_as_exact_as_torch
 from culnig_kernels import cpu, reference
-from samples import DTYPES, draw_slice
+from culnig_kernels.activations import ACTIVATIONS
+from culnig_kernels.reference.gated import activate, gated_gradients
+from samples import DTYPES, draw, draw_slice
 
 CPU = torch.device("cpu")
 LENGTHS = torch.tensor([1, 63, 20])
@@ -45,3 +47,90 @@ def test_padding_is_never_read_and_nan_is_never_dropped() -> None:
     assert got[0].isnan().tolist() == [False, False, True, False]
     assert got[1].tolist() == [0, 0, 0, 0]
     assert cpu.actgrad_reduce(act, grad, torch.tensor([3, 2]))[1].tolist() == [-1, -1, -1, -1]
+
+
+BLOCKS = [1, 700, 2**18]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_gated_activation_is_as_exact_as_plain_torch(
+    dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    # Whole vectors a row: what is left of one, torch computes by another routine, which rounds otherwise.
+    gate_up = draw_slice((3, 63, 128), dtype, CPU)
+    for activation in ACTIVATIONS:
+        gate, up = gate_up.chunk(2, dim=-1)
+        exact = reference.gated_act(gate_up.double(), activation)
+        assert_as_exact_as_torch(activation, cpu.gated_act(gate_up, activation), exact, activate(gate, activation) * up)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("reduction", ["max", "sum"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_gated_backward_is_as_exact_as_plain_torch(
+    dtype: torch.dtype, activation: str, reduction: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    dh, gate, up = (draw_slice((3, 63, 35), dtype, CPU, seed) for seed in range(3))
+    options = {"activation": activation, "scores": ("gate", "up", "act"), "reduction": reduction}
+    got = cpu.gated_act_backward(dh, gate, up, LENGTHS, **options)
+    exact = reference.gated_act_backward(dh.double(), gate.double(), up.double(), LENGTHS, **options)
+    plain = reference.gated_act_backward(dh, gate, up, LENGTHS, **options)
+    assert_as_exact_as_torch("gradients", got[0], exact[0], torch.cat(gated_gradients(dh, gate, up, activation), -1))
+    for name, *three in zip(options["scores"], got[1:], exact[1:], plain[1:], strict=True):
+        assert_as_exact_as_torch(name, *three)
+    assert got[0].dtype == dtype
+    bare = cpu.gated_act_backward(dh, gate, up, LENGTHS, activation=activation)
+    assert torch.equal(bare[0], got[0]) and bare[1:] == (None, None, None)
+
+
+def test_the_gated_backward_keeps_nan_and_skips_padding() -> None:
+    dh, gate, up = (torch.ones(2, 3, 4) for _ in range(3))
+    gate[0, 1, 2] = gate[1, 2, 0] = torch.nan
+    _, scores, *_ = cpu.gated_act_backward(dh, gate, up, torch.tensor([3, 2]), scores=("gate",))
+    assert scores is not None and scores.isnan().tolist() == [[False, False, True, False], [False] * 4]
+    assert activate(torch.ones(1), "silu") > 0
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_are_the_same_to_the_bit(
+    dtype: torch.dtype, residual: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    x, other, dy = (draw((3, 7, 40), dtype, CPU, seed) for seed in range(3))
+    weight, add = draw((40,), dtype, CPU, 3), other if residual else None
+    got = cpu.rms_norm(x, weight, 1e-6, offset=1.0, residual=add)
+    expected = reference.rms_norm(x, weight, 1e-6, offset=1.0, residual=add)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    arguments = (dy, expected[1], weight, expected[2])
+    back = cpu.rms_norm_backward(*arguments, offset=1.0, d_residual=add)
+    assert torch.equal(back, reference.rms_norm_backward(*arguments, offset=1.0, d_residual=add))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("own_angles", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotations_are_the_same_to_the_bit(
+    dtype: torch.dtype, norm: bool, own_angles: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    x, d_out = draw_slice((3, 63, 32), dtype, CPU), draw_slice((3, 63, 32), dtype, CPU, 1, before=8)
+    phase = draw((3 if own_angles else 1, 63, 12), torch.float64, CPU, 7)
+    cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
+    options = {"weight": draw((16,), dtype, CPU, 2), "eps": 1e-6, "offset": 1.0} if norm else {}
+    assert torch.equal(cpu.rotary(x, cos, sin, 16, **options), reference.rotary(x, cos, sin, 16, **options))
+    for reduction in ("max", "sum"):
+        outs = [torch.full((3, 63, 40), torch.nan, dtype=dtype)[..., 4:36] for _ in range(2)]
+        got, expected = (
+            run(d_out, x, cos, sin, 16, LENGTHS, score=True, reduction=reduction, out=out, **options)
+            for run, out in zip((cpu.rotary_backward, reference.rotary_backward), outs, strict=True)
+        )
+        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+        assert got[0] is outs[0]
+    assert cpu.rotary_backward(d_out, x, cos, sin, 16, LENGTHS, **options)[1] is None

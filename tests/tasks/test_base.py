@@ -66,7 +66,7 @@ def test_a_new_file_is_a_new_task() -> None:
 
 
 def test_an_unknown_task_or_file_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(CulnigError, match=r"unknown task 'blnd'; choose from blend, country_rc"):
+    with pytest.raises(CulnigError, match=r"unknown task 'blnd'; choose from .*blend, .*country_rc, "):
         load_task("blnd")
     with pytest.raises(CulnigError, match=r"task blend takes no further file 'topic' \(it takes: topics\)"):
         load_task("blend", "x.csv", {"topic": "y.csv"})
