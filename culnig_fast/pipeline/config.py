@@ -226,6 +226,8 @@ def _check_roles(section: Section, config: RunConfig) -> None:
             raise CulnigError(f"{section.name(key)} is {label!r}, which is none of the tasks {', '.join(labels)}")
         if split not in tasks()[labels[label].task].splits:
             raise CulnigError(f"{section.name(key)} is {label!r}, whose benchmark has no split {split!r}; name another")
+    if not config.seeds:
+        raise CulnigError(f"{section.name('seeds')} is 0; the tables compare with one random set at least")
     if not any(task.evaluate for task in config.tasks):
         raise CulnigError(f"{section.name('tasks')} evaluates nothing; leave out `evaluate: false` of one")
 

@@ -23,7 +23,7 @@ from culnig_fast.tables.figures import (
     enhanced_table,
     main_table,
 )
-from culnig_fast.tables.published import published_models, published_table
+from culnig_fast.tables.published import published_digest, published_models, published_table
 from culnig_fast.tables.table import Table
 from culnig_fast.tables.writing import to_csv, to_latex, to_markdown
 
@@ -128,7 +128,7 @@ def published_inputs(bench: Workbench) -> dict[str, str]:
             f"nothing says whose published figures belong to this run; set published to one of "
             f"{', '.join(published_models())}"
         )
-    return {"options": digest(model), "code": code_digest("culnig_fast.pipeline.reporting")}
+    return {"options": digest(model), "figures": published_digest(), "code": code_digest("culnig_fast.pipeline.reporting")}
 
 
 def write_published(bench: Workbench, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,11 @@ _ROWS = {
 def published_models() -> tuple[str, ...]:
     """Models whose figures are at hand."""
     return tuple(_read()["models"])
+
+
+def published_digest() -> str:
+    """Of the file of figures."""
+    return hashlib.sha256(_path().read_bytes()).hexdigest()[:16]
 
 
 def published_table(model: str, own: Table, labels: Mapping[str, str]) -> Table:
@@ -57,5 +63,9 @@ def published_table(model: str, own: Table, labels: Mapping[str, str]) -> Table:
 
 
 def _read() -> dict[str, Any]:
-    value: dict[str, Any] = read_json(Path(str(resources.files("culnig_fast.tables") / "published.json")))
+    value: dict[str, Any] = read_json(_path())
     return value
+
+
+def _path() -> Path:
+    return Path(str(resources.files("culnig_fast.tables") / "published.json"))
