@@ -17,7 +17,7 @@ from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import atomic_write
 from culnig_fast.last_position import LastPosition, evaluation_mode
-from culnig_fast.questions import Question, encode_questions
+from culnig_fast.questions import EncodedQuestions, Question, encode_questions
 from culnig_fast.statistics import paired_bootstrap
 
 FIELDS = ("id", "group", "answer", "prediction", "correct", "probability")
@@ -111,10 +111,38 @@ class Evaluation:
         )
 
 
-def evaluate(
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Questions tokenised and batched once, to be asked under any number of interventions; `prepare` makes it.
+
+    Attributes:
+        encoded: the questions and their tokens.
+        batches: index arrays into them.
+    """
+
+    encoded: EncodedQuestions
+    batches: tuple[np.ndarray, ...]
+
+
+def prepare(
     model: Any,
     tokenizer: Any,
     questions: Iterable[Question],
+    *,
+    batch_tokens: int | None = None,
+    on_unusable: str = "error",
+) -> Prepared:
+    """Tokenise questions and plan their batches; arguments and errors as for `evaluate`."""
+    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    device = model.get_input_embeddings().weight.device
+    budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
+    return Prepared(encoded, tuple(plan_batches([len(tokens) for tokens in encoded.token_ids], budget)))
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    questions: Iterable[Question] | Prepared,
     *,
     batch_tokens: int | None = None,
     on_unusable: str = "error",
@@ -125,7 +153,7 @@ def evaluate(
     Args:
         model: a Hugging Face decoder, with or without an intervention in force; left as it was.
         tokenizer: its tokenizer.
-        questions: what to ask.
+        questions: what to ask; `Prepared` ones are neither tokenised nor batched again.
         batch_tokens: padded tokens a batch; None means a default for the device.
         on_unusable: `error` or `skip` for an answer that is not one token.
         progress: show a progress bar on standard error.
@@ -133,10 +161,10 @@ def evaluate(
     Raises:
         CulnigError: no questions, a repeated id, an unusable answer, or logits that are not finite.
     """
-    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    if not isinstance(questions, Prepared):
+        questions = prepare(model, tokenizer, questions, batch_tokens=batch_tokens, on_unusable=on_unusable)
+    encoded, batches = questions.encoded, questions.batches
     device = model.get_input_embeddings().weight.device
-    budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
-    batches = plan_batches([len(tokens) for tokens in encoded.token_ids], budget)
     answers = torch.tensor(encoded.answers)
     chosen, gold = [], []
     head = LastPosition(model, model.get_output_embeddings())

@@ -19,6 +19,37 @@ def embedded_folder(part: str) -> Path:
     return Path(str(resources.files("culnig_fast.demo"))) / part
 
 
+def local_folder(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """The folder of a checkpoint: a local one as it is, the embedded one, or a hub's, fetched if need be.
+
+    Raises:
+        CulnigError: there is no such folder, and the hub cannot be reached or has none of that name.
+    """
+    if name == EMBEDDED:
+        return embedded_folder("model")
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"] + (["*.py"] if trust_remote_code else [])
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CulnigError(f"cannot fetch {name} from the hub ({reason[0][:300]}); name a checkpoint folder") from error
+
+
+def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint folder, without its weights; CulnigError when it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except Exception as error:  # as in load_model
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CulnigError(f"cannot load the tokenizer of {folder} ({reason[0][:300]}); is it complete?") from error
+
+
 def load_model(
     name: str, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Paired bootstrap: is one run better than another on the same questions, or was it chance?"""
+"""Paired bootstrap: is one run better than another on the same questions, or was it chance? Intervals, and Holm."""
 
 from __future__ import annotations
 
@@ -93,6 +93,46 @@ def paired_bootstrap(
         confidence=float(confidence),
         seed=int(seed),
     )
+
+
+@dataclass(frozen=True)
+class MeanInterval:
+    """A mean and its percentile bootstrap interval, in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Any, *, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95) -> MeanInterval:
+    """Bootstrap interval of the mean of n values, [n]; arguments and errors as for `paired_bootstrap`.
+
+    The values are resampled exactly as `paired_bootstrap` resamples differences from 0.
+    """
+    found = paired_bootstrap(
+        values, np.zeros(np.shape(values)), resamples=resamples, seed=seed, confidence=confidence
+    )
+    return MeanInterval(found.difference, found.low, found.high)
+
+
+def holm(p_values: Any) -> np.ndarray:
+    """Holm's step-down adjustment of m p-values (Scandinavian Journal of Statistics, 1979), float64 [m].
+
+    The i-th smallest is multiplied by m − i + 1; an adjusted value is at least that of every smaller p, and at most 1.
+    Rejecting where the result is at most α keeps the chance of any false rejection of the family at α.
+
+    Raises:
+        CulnigError: a value is not a number in 0…1.
+    """
+    p = _values("p", p_values)
+    unfit = np.flatnonzero((p < 0) | (p > 1))
+    if unfit.size:
+        raise CulnigError(f"p[{unfit[0]}] is {p[unfit[0]]}; a p-value lies in 0…1")
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted
 
 
 def resampled_means(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.statistics import paired_bootstrap, resampled_means
+from culnig_fast.statistics import holm, mean_interval, paired_bootstrap, resampled_means
 
 RESAMPLES = 40_000
 
@@ -150,3 +150,37 @@ def test_chunks_make_the_same_draws_and_bound_memory() -> None:
 def test_bad_input(arguments: tuple, options: dict, message: str) -> None:
     with pytest.raises(CulnigError, match=message):
         paired_bootstrap(*arguments, **options)
+
+
+def test_interval_of_a_mean_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(8)
+    values = rng.choice([0.0, 33.3, 100.0], size=400, p=[0.2, 0.3, 0.5])
+    ours = mean_interval(values, resamples=RESAMPLES)
+    theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng)
+    low, high = theirs.confidence_interval
+    tolerance = 0.03 * (high - low)  # the Monte-Carlo error of a 2.5 % quantile is about 1 % of the interval
+    assert ours.mean == pytest.approx(values.mean())
+    assert abs(ours.low - low) < tolerance
+    assert abs(ours.high - high) < tolerance
+
+
+@pytest.mark.parametrize("m", [1, 2, 7, 40])
+def test_holm_agrees_with_statsmodels(m: int) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(m)
+    p = rng.random(m) ** 3
+    p[: m // 3] = p[0]  # ties
+    adjusted = holm(p)
+    rejected, expected, *_ = multipletests(p, alpha=0.05, method="holm")
+    assert np.allclose(adjusted, expected, rtol=0, atol=1e-15)
+    assert ((adjusted <= 0.05) == rejected).all()
+
+
+def test_holm_by_hand_and_refusals() -> None:
+    assert holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]).tolist() == []
+    with pytest.raises(CulnigError, match=r"p\[1\] is 1.5; a p-value lies in 0…1"):
+        holm([0.1, 1.5])
+    with pytest.raises(CulnigError, match="p\\[0\\] is nan"):
+        holm([float("nan")])

@@ -1,0 +1,131 @@
+"""Values out of a config file, each refused in one sentence that names its key."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from culnig_fast.errors import CulnigError
+
+
+class Section:
+    """One mapping of a config, read key by key; `finish` refuses the keys that nobody asked for.
+
+    Args:
+        value: what the file holds there; None (a key with nothing behind it) is an empty mapping.
+        where: names the file and the keys on the way, e.g. `run.yaml: selection`.
+
+    Raises:
+        CulnigError: it is no mapping, or a key is not text.
+    """
+
+    def __init__(self, value: Any, where: str) -> None:
+        value = {} if value is None else value
+        if not isinstance(value, Mapping):
+            raise CulnigError(f"{where} is {value!r:.60}; give keys and values there")
+        for key in value:
+            if not isinstance(key, str):
+                raise CulnigError(f"{where} has the key {key!r}, which is not text; put it in quotes")
+        self.where = where
+        self._values = dict(value)
+        self._known: list[str] = []
+
+    def name(self, key: str) -> str:
+        """How a message calls a key."""
+        return f"{self.where}{'.' if ':' in self.where else ': '}{key}"
+
+    def raw(self, key: str, default: Any = None) -> Any:
+        """The value as it is."""
+        self._known.append(key)
+        return self._values.get(key, default)
+
+    def section(self, key: str) -> Section:
+        """A mapping below."""
+        return Section(self.raw(key), self.name(key))
+
+    def text(self, key: str, default: str | None = None) -> str | None:
+        """Text, or the default where the key is missing or empty."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if not isinstance(value, str) or not value:
+            raise CulnigError(f"{self.name(key)} is {value!r}; give text")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise CulnigError(f"{self.name(key)} is {value!r}; give true or false")
+        return value
+
+    def choice(self, key: str, choices: Iterable[str], default: str) -> str:
+        """One of some words."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if value not in (known := list(choices)):
+            raise CulnigError(f"{self.name(key)} is {value!r}; choose from {', '.join(known)}")
+        return str(value)
+
+    def number(self, key: str, default: float, low: float = -math.inf, high: float = math.inf) -> float:
+        """A number in low…high."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            span = "" if math.isinf(low) and math.isinf(high) else f" in {low:g}…{high:g}"
+            raise CulnigError(f"{self.name(key)} is {value!r}; give a number{span}")
+        return float(value)
+
+    def whole(self, key: str, default: int | None, low: int = 0) -> int | None:
+        """A whole number, at least `low`; the default where the key is missing or empty."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise CulnigError(f"{self.name(key)} is {value!r}; give a whole number, {low} or more")
+        return value
+
+    def texts(self, key: str, default: Iterable[str]) -> tuple[str, ...]:
+        """A list of texts."""
+        value = self.raw(key)
+        if value is None:
+            return tuple(default)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise CulnigError(f"{self.name(key)} is {value!r:.60}; give a list of names")
+        if len(set(value)) != len(value):
+            raise CulnigError(f"{self.name(key)} names something twice; name each once")
+        return tuple(value)
+
+    def seeds(self, key: str, default: int) -> tuple[int, ...]:
+        """A list of whole numbers, or how many, counted from 0."""
+        value = self.raw(key)
+        if value is None:
+            value = default
+        whole = [value] if not isinstance(value, list) else value
+        if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in whole):
+            raise CulnigError(f"{self.name(key)} is {value!r:.60}; give how many, or a list of whole numbers")
+        if not isinstance(value, list):
+            return tuple(range(value))
+        if len(set(value)) != len(value):
+            raise CulnigError(f"{self.name(key)} names a seed twice; name each once")
+        return tuple(value)
+
+    def rest(self) -> dict[str, Any]:
+        """What was not asked for yet; counts as asked for from now on."""
+        rest = {key: value for key, value in self._values.items() if key not in self._known}
+        self._known += rest
+        return rest
+
+    def finish(self) -> None:
+        """Raise CulnigError for a key that nobody asked for, with the nearest that there is."""
+        for key in self._values:
+            if key not in self._known:
+                near = difflib.get_close_matches(key, self._known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(self._known)}"
+                raise CulnigError(f"{self.name(key)} is no key of a run; {hint}")
