@@ -16,11 +16,14 @@ from culnig_fast.questions import EncodedQuestions
 
 _COUNTED = {"scores": "scoring", "activations": "evaluation", "results": "evaluation"}
 
+_BATCHES = 8
+"""Batches that are timed: one alone would charge a call's own cost to its few tokens."""
+
 
 def estimate(bench: Workbench, steps: Iterable[Step]) -> dict[str, float]:
     """Seconds of each kind of work that is still to be done, loading and tables left out.
 
-    A kind's middle batch is run twice, the second time is taken, and it is multiplied by padded tokens. Counting
+    A few batches of a kind are run twice, the second time is taken, and it is multiplied by padded tokens. Counting
     activations is taken for an evaluation; answers that are generated are timed on their own benchmark.
 
     Returns:
@@ -36,21 +39,18 @@ def estimate(bench: Workbench, steps: Iterable[Step]) -> dict[str, float]:
         label, _ = stage.size
         kind = "generation" if bench.tasks[label].generates else _COUNTED[stage.kind]
         if kind == "generation":
-            seconds[kind] += _once(rates, (kind, label), lambda: _generation(bench, *stage.size))  # type: ignore[misc]
+            key = kind, label
+            rates[key] = rates[key] if key in rates else _generation(bench, *stage.size)
+            seconds[kind] += rates[key]
             continue
         if stage.size not in known:
             known[stage.size] = _prepared(bench, *stage.size)
         prepared = known[stage.size]
         measure = _scoring if kind == "scoring" else _evaluation
-        rate = _once(rates, (kind, ""), lambda: measure(bench, prepared))
-        seconds[kind] += rate * sum(_tokens(prepared, batch) for batch in prepared.batches)
+        key = kind, ""
+        rates[key] = rates[key] if key in rates else measure(bench, prepared)
+        seconds[kind] += rates[key] * sum(_tokens(prepared, batch) for batch in prepared.batches)
     return {**seconds, "total": sum(seconds.values())}
-
-
-def _once(rates: dict[tuple[str, str], float], key: tuple[str, str], measure: Callable[[], float]) -> float:
-    if key not in rates:
-        rates[key] = measure()
-    return rates[key]
 
 
 def _prepared(bench: Workbench, label: str, split: str) -> Prepared:
@@ -68,23 +68,25 @@ def _tokens(prepared: Prepared, batch: np.ndarray) -> int:
     return len(batch) * max(len(prepared.encoded.token_ids[i]) for i in batch)
 
 
-def _middle(prepared: Prepared) -> Prepared:
-    """Only the middle batch."""
-    batch = prepared.batches[len(prepared.batches) // 2]
+def _some(prepared: Prepared) -> Prepared:
+    """At most `_BATCHES` batches, evenly spread over the lengths."""
+    chosen = prepared.batches[:: -(-len(prepared.batches) // _BATCHES)]
+    kept, ends = np.concatenate(chosen), np.cumsum([len(batch) for batch in chosen])
     encoded = prepared.encoded
-    kept = EncodedQuestions(
-        tuple(encoded.questions[i] for i in batch),
-        tuple(encoded.token_ids[i] for i in batch),
-        tuple(encoded.answers[i] for i in batch),
+    some = EncodedQuestions(
+        tuple(encoded.questions[i] for i in kept),
+        tuple(encoded.token_ids[i] for i in kept),
+        tuple(encoded.answers[i] for i in kept),
         (),
     )
-    return Prepared(kept, (np.arange(len(batch)),))
+    return Prepared(some, tuple(np.split(np.arange(len(kept)), ends[:-1])))
 
 
 def _evaluation(bench: Workbench, prepared: Prepared) -> float:
     """Seconds a padded token."""
-    one = _middle(prepared)
-    return _second(lambda: evaluate(bench.model, bench.tokenizer, one, progress=False)) / _tokens(one, one.batches[0])
+    some = _some(prepared)
+    tokens = sum(_tokens(some, batch) for batch in some.batches)
+    return _second(lambda: evaluate(bench.model, bench.tokenizer, some, progress=False)) / tokens
 
 
 def _scoring(bench: Workbench, prepared: Prepared) -> float:
@@ -92,18 +94,19 @@ def _scoring(bench: Workbench, prepared: Prepared) -> float:
     from culnig_fast.attributor import Attributor
     from culnig_fast.batching import make_batch
 
-    one = _middle(prepared)
-    answers = torch.tensor(one.encoded.answers)
+    some = _some(prepared)
+    answers = torch.tensor(some.encoded.answers)
     with Attributor(bench.architecture, sites=bench.config.sites) as attributor:
         device = attributor.architecture.embedding.weight.device
-        batch = make_batch(one.encoded.token_ids, one.batches[0], device)
 
         def step() -> Any:
-            logits = attributor.forward(batch.input_ids, batch.lengths)
-            log_p = torch.log_softmax(logits, dim=-1).gather(1, answers.to(logits.device)[:, None])[:, 0]
-            attributor.backward(log_p)
+            for index in some.batches:
+                batch = make_batch(some.encoded.token_ids, index, device)
+                logits = attributor.forward(batch.input_ids, batch.lengths)
+                gold = answers[index].to(logits.device)[:, None]
+                attributor.backward(torch.log_softmax(logits, dim=-1).gather(1, gold)[:, 0])
 
-        return _second(step) / _tokens(one, one.batches[0])
+        return _second(step) / sum(_tokens(some, index) for index in some.batches)
 
 
 def _generation(bench: Workbench, label: str, split: str) -> float:

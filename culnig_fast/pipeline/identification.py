@@ -18,7 +18,8 @@ TABLES = ("neur", "control", "crc")
 
 def tables(config: RunConfig) -> dict[str, tuple[str, str]]:
     """(label, split) that each table is scored on."""
-    return dict(zip(TABLES, ((config.culture, "neur"), (config.culture, "control"), (config.surface, "neur")), strict=True))
+    places = ((config.culture, "neur"), (config.culture, "control"), (config.surface, "neur"))
+    return dict(zip(TABLES, places, strict=True))
 
 
 def counted(config: RunConfig) -> bool:
@@ -127,8 +128,9 @@ def load_set(out: Path, name: str) -> NeuronSet:
 _SCORES = tuple(f"scores/{name}" for name in TABLES)
 
 
-def _load_tables(out: Path) -> tuple[ScoreTable, ...]:
-    return tuple(ScoreTable.load(out / "scores" / f"{name}.safetensors") for name in TABLES)
+def _load_tables(out: Path) -> tuple[ScoreTable, ScoreTable, ScoreTable]:
+    neur, control, surface = (ScoreTable.load(out / "scores" / f"{name}.safetensors") for name in TABLES)
+    return neur, control, surface
 
 
 def _general(bench: Workbench, out: Path) -> Choice:
@@ -143,7 +145,7 @@ def _specific(config: RunConfig, out: Path, country: str) -> Choice:
     from culnig_fast.selection import select_specific
 
     limits = config.thresholds
-    options = {
+    options: dict[str, Any] = {
         "share": limits.specific_share,
         "surface_share": limits.specific_surface_share,
         "min_z": limits.min_z,
@@ -218,5 +220,3 @@ def _weight_norm(bench: Workbench, out: Path) -> Choice:
 
     modules = ("culnig_fast.baselines.selecting", "culnig_fast.baselines.weights")
     return Choice(choose, ("neurons/general",), None, modules, reads_model=True)
-
-

@@ -67,7 +67,9 @@ def plan(bench: Workbench, compare: bool = False) -> list[Stage]:
 
 def inputs_of(stage: Stage, manifest: Manifest) -> dict[str, str]:
     """A stage's own inputs and the outputs that it reads; its needs are done."""
-    return {**stage.inputs(), **({"needs": digest([manifest.output(name) for name in stage.needs])} if stage.needs else {})}
+    if not stage.needs:
+        return stage.inputs()
+    return {**stage.inputs(), "needs": digest([manifest.output(name) for name in stage.needs])}
 
 
 def _common(bench: Workbench, label: str, split: str, code: str, options: Mapping[str, Any]) -> dict[str, str]:

@@ -115,7 +115,7 @@ def against_random(
         rows: name of a row → its condition.
     """
     random = {label: _random(task, seeds).mean(0) for label, task in results.items()}
-    made = []
+    made: list[tuple[str, int | None, tuple[Cell, ...]]] = []
     for row, condition in rows.items():
         cells = [drawing.cell(task.of(condition)) for task in results.values()]
         if condition == "original":
@@ -162,9 +162,7 @@ def country_table(
     countries = tuple(dict.fromkeys(task.groups))
     parts = [task.within(country) for country in countries]
     cells = [drawing.cell(part.of(condition)) for condition in conditions.values() for part in parts]
-    p = [
-        drawing.p_less(part.of(condition), part.of("original")) for condition in conditions.values() for part in parts
-    ]
+    p = [drawing.p_less(part.of(condition), part.of("original")) for condition in conditions.values() for part in parts]
     tested = _tested(cells, p)
     width = len(parts)
     rows = [("original", None, tuple(drawing.cell(part.of("original")) for part in parts))]
@@ -177,7 +175,8 @@ def country_table(
         "Bold: below the original by paired bootstrap on the country's questions, one-sided p < 0.05 after Holm's "
         "adjustment over all sets and countries of the table.",
     )
-    return Table(f"countries-{label}", f"{label} by country, specific neurons suppressed", countries, tuple(rows), notes)
+    title = f"{label} by country, specific neurons suppressed"
+    return Table(f"countries-{label}", title, countries, tuple(rows), notes)
 
 
 def _random(task: TaskPoints, seeds: Sequence[int]) -> np.ndarray:
