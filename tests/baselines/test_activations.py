@@ -74,7 +74,7 @@ def test_a_model_that_flattens_its_mlp_is_counted_too() -> None:
 
 def random_table(groups: int = 4, width: int = 500, seed: int = 0) -> ActivationTable:
     random = np.random.default_rng(seed)
-    tokens = random.integers(50, 90, groups)
+    tokens = random.integers(50_000, 90_000, groups)  # so many that neighbouring probabilities differ
     # Skewed, so that some neurons are nearly one group's own; one is active nowhere.
     positive = np.minimum(tokens[:, None], (tokens[:, None] * random.random((groups, 2 * width)) ** 4).astype(int))
     positive[:, 3] = 0
