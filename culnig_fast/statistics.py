@@ -80,8 +80,10 @@ def paired_bootstrap(
     means = resampled_means(differences, resamples, np.random.Generator(np.random.PCG64(seed)))
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    p_less = (1 + int((means >= 0).sum())) / (1 + resamples)
-    p_greater = (1 + int((means <= 0).sum())) / (1 + resamples)
+    # Means that are 0 but for rounding (thirds of a random set's mean add up to it) count as 0, against either claim.
+    tie = 1e-12 * max(np.abs(first).max(), np.abs(second).max())
+    p_less = (1 + int((means >= -tie).sum())) / (1 + resamples)
+    p_greater = (1 + int((means <= tie).sum())) / (1 + resamples)
     return BootstrapResult(
         difference=float(differences.mean()),
         low=float(low),

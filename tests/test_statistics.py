@@ -184,3 +184,12 @@ def test_holm_by_hand_and_refusals() -> None:
         holm([0.1, 1.5])
     with pytest.raises(CulnigError, match="p\\[0\\] is nan"):
         holm([float("nan")])
+
+
+def test_rounding_does_not_decide_a_tie() -> None:
+    """Thirds that add up to the same mean: every resample of equal pairs is a tie, and a tie speaks for nobody."""
+    thirds = np.array([100 / 3, 200 / 3, 100 * (2 / 3), 100 * (1 / 3)] * 10)
+    same = np.array([33.33333333333333, 66.66666666666667, 66.66666666666666, 33.333333333333336] * 10)
+    assert (thirds != same).any()
+    found = paired_bootstrap(thirds, same, resamples=200)
+    assert found.p_less == 1.0 and found.p_two_sided == 1.0

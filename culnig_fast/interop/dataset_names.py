@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from culnig_fast.errors import CulnigError
 from culnig_fast.scores import ScoreTable
 
-_ID_PART: Mapping[str, int] = {"blend": -1}
-"""Part, between slashes, of our question id that is the published program's id: BLEnD's country/MCQID ends in it, those
-of other benchmarks (item/wording/…) begin with it."""
+_ID_PARTS: Mapping[str, slice] = {"blend": slice(-1, None), "worldvaluesbench": slice(0, 2)}
+"""Parts, between slashes, of our question id that make the published program's id: BLEnD's country/MCQID ends in it, a
+survey item's country/question is two of them, those of other benchmarks (item/wording/…) begin with it."""
 
 
 def dataset_name(table: ScoreTable) -> str:
@@ -23,7 +23,7 @@ def dataset_name(table: ScoreTable) -> str:
 def base_id(task: str | None, question_id: str) -> str:
     """The published program's id of a question, one for all its wordings."""
     parts = question_id.split("/")
-    return parts[_ID_PART.get(task or "", 0)]
+    return "/".join(parts[_ID_PARTS.get(task or "", slice(0, 1))])
 
 
 def base_ids(task: str | None, ids: Iterable[str]) -> tuple[str, ...]:

@@ -57,10 +57,18 @@ class Manifest:
                 return f"{name} was altered"
         return None
 
+    def begin(self) -> None:
+        """Mark the folder as a run's before anything else is written: a process killed right after can be continued."""
+        if not self.path.exists():
+            self._write()
+
     def note(self, stage: str, inputs: Mapping[str, str], outputs: list[Path]) -> None:
         """Write down that a stage is done; atomic."""
         names = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in outputs}
         self.stages[stage] = {"inputs": dict(inputs), "outputs": names}
+        self._write()
+
+    def _write(self) -> None:
         write_json(self.path, {"format": FORMAT, "stages": dict(sorted(self.stages.items()))}, overwrite=True)
 
     def output(self, stage: str) -> str:

@@ -54,6 +54,7 @@ def run(config: RunConfig, *, compare: bool = False, progress: bool = True) -> l
         manifest = Manifest(config.out)
         sweep(config.out)
         stages = _checked_plan(bench, compare)
+        manifest.begin()
         steps = []
         bar = tqdm(stages, unit="stage", disable=not progress)
         for stage in bar:
