@@ -43,7 +43,11 @@ def cultural_rows() -> list[dict[str, str]]:
         options = ["tea, with milk", 'the "best" one', f"option {i}", "None"]
         if i == 3:
             options[3] = options[0]
-        row = {"data_idx": str(i), "question_idx": str(i), "prompt_question": f"What is usual?\n(i) tea\n(ii) rain {i}  "}
+        row = {
+            "data_idx": str(i),
+            "question_idx": str(i),
+            "prompt_question": f"What is usual?\n(i) tea\n(ii) rain {i}  ",
+        }
         row |= {f"prompt_option_{letter}": text for letter, text in zip("abcd", options, strict=True)}
         rows.append(row | {"answer": "DABDC"[i], "country": country})
     return rows

@@ -171,7 +171,7 @@ def test_answers_off_the_scale_are_counted_and_said(tmp_path: Path) -> None:
     lines[1] = "\t".join([cells[0], "-2", "9", *cells[3:]])
     path.write_text("\n".join(lines))
     task = WorldValuesBench.load(tmp_path)
-    assert task.off_scale == 1  # the second is Q234A, or a scale that has it
+    assert task.off_scale == 1  # 9 in Q1; the first is Q234A, which is not asked
     assert task.notes() == ("1 answers are off their question's scale and were left out",)
 
 
@@ -252,4 +252,6 @@ def test_the_real_metadata_gives_238_questions_on_their_scales(tmp_path: Path) -
     # Q119's codebook counts from 0 and orders otherwise: only the question speaks.
     texts = {item.id: item.text for item in task.items}
     assert "Hard to say" not in texts["UK/Q119"]
-    assert texts["UK/Q1"].endswith("1. Very important\n2. Rather important\n3. Not very important\n4. Not at all important")
+    assert texts["UK/Q1"].endswith(
+        "1. Very important\n2. Rather important\n3. Not very important\n4. Not at all important"
+    )
