@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def generate(
     settings = _greedy(model, tokenizer, max_new_tokens)
     texts = [""] * len(questions)
     bar = tqdm(total=len(questions), unit="answer", desc="generating", disable=not progress)
-    with torch.no_grad(), evaluation_mode(model), bar:
+    with torch.no_grad(), evaluation_mode(model), _in_force(model, settings), bar:
         for index in batches:
             input_ids, mask = _left_padded([token_ids[i] for i in index], settings.pad_token_id)
             output = model.generate(
@@ -129,6 +130,17 @@ def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
         pad_token_id=pad,
         use_cache=True,
     )
+
+
+@contextlib.contextmanager
+def _in_force(model: Any, settings: Any) -> Iterator[None]:
+    """The model's own settings put aside: `generate` fills whatever it is not told from them, penalties included."""
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

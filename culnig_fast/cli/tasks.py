@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -75,6 +76,8 @@ def _load_tokenizer(name: str, trust_remote_code: bool) -> Any:
     from culnig_fast.models import EMBEDDED, embedded_folder
 
     path = str(embedded_folder("model")) if name == EMBEDDED else name
+    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
+        raise CulnigError(f"no checkpoint folder {name}; give a folder, a hub id or {EMBEDDED!r}")
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and the hub client raise a dozen unrelated types

@@ -37,7 +37,7 @@ def write_any(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def cultural_rows() -> list[dict[str, str]]:
-    """Three rows of one country, two of another; traps: `None`, equal options, newlines, trailing space."""
+    """Three rows of one country, two of another, alternating; traps: `None`, equal options, newlines, spaces."""
     rows = []
     for i, country in enumerate(["United Kingdom", "Türkiye", "United Kingdom", "Türkiye", "United Kingdom"]):
         options = ["tea, with milk", 'the "best" one', f"option {i}", "None"]

@@ -171,7 +171,7 @@ def test_answers_off_the_scale_are_counted_and_said(tmp_path: Path) -> None:
     lines[1] = "\t".join([cells[0], "-2", "9", *cells[3:]])
     path.write_text("\n".join(lines))
     task = WorldValuesBench.load(tmp_path)
-    assert task.off_scale == 1  # the second is Q234A, or a scale that has it
+    assert task.off_scale == 1  # 9 in Q1; the first is Q234A, which is not asked
     assert task.notes() == ("1 answers are off their question's scale and were left out",)
 
 
