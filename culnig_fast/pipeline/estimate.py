@@ -20,7 +20,7 @@ _COUNTED = {"scores": "scoring", "activations": "evaluation", "results": "evalua
 def estimate(bench: Workbench, steps: Iterable[Step]) -> dict[str, float]:
     """Seconds of each kind of work that is still to be done, loading and tables left out.
 
-    A kind's middle batch is run twice, the second time is taken, and it is multiplied by padded tokens. Counting
+    The fastest of a few runs of a kind's middle batch is taken, and multiplied by padded tokens. Counting
     activations is taken for an evaluation; answers that are generated are timed on their own benchmark.
 
     Returns:
@@ -84,7 +84,7 @@ def _middle(prepared: Prepared) -> Prepared:
 def _evaluation(bench: Workbench, prepared: Prepared) -> float:
     """Seconds a padded token."""
     one = _middle(prepared)
-    return _second(lambda: evaluate(bench.model, bench.tokenizer, one, progress=False)) / _tokens(one, one.batches[0])
+    return _fastest(lambda: evaluate(bench.model, bench.tokenizer, one, progress=False)) / _tokens(one, one.batches[0])
 
 
 def _scoring(bench: Workbench, prepared: Prepared) -> float:
@@ -103,7 +103,7 @@ def _scoring(bench: Workbench, prepared: Prepared) -> float:
             log_p = torch.log_softmax(logits, dim=-1).gather(1, answers.to(logits.device)[:, None])[:, 0]
             attributor.backward(log_p)
 
-        return _second(step) / _tokens(one, one.batches[0])
+        return _fastest(step) / _tokens(one, one.batches[0])
 
 
 def _generation(bench: Workbench, label: str, split: str) -> float:
@@ -113,18 +113,21 @@ def _generation(bench: Workbench, label: str, split: str) -> float:
     questions, config = bench.questions(label, split), bench.config
     few = questions[:: max(1, len(questions) // 8)]
     options = {"max_new_tokens": config.max_new_tokens, "batch_tokens": config.batch_tokens, "progress": False}
-    taken = _second(lambda: generate(bench.model, bench.tokenizer, few, **options))  # type: ignore[arg-type]
+    taken = _fastest(lambda: generate(bench.model, bench.tokenizer, few, **options))  # type: ignore[arg-type]
     return taken * len(questions) / len(few)
 
 
-def _second(work: Callable[[], Any]) -> float:
-    """Seconds of the second of two runs: the first also loads, compiles and warms up."""
+def _fastest(work: Callable[[], Any], times: int = 3) -> float:
+    """Seconds of the fastest of a few runs after one that loads, compiles and warms up."""
     work()
-    _wait()
-    start = time.perf_counter()
-    work()
-    _wait()
-    return time.perf_counter() - start
+    taken = []
+    for _ in range(times):
+        _wait()
+        start = time.perf_counter()
+        work()
+        _wait()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 def _wait() -> None:

@@ -41,6 +41,11 @@ class Manifest:
         elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise CulnigError(f"{folder} holds files but no {NAME}; choose an empty folder, or one of an earlier run")
 
+    def begin(self) -> None:
+        """Make the folder a run's: the file is there before any output is, whenever the process is killed."""
+        if not self.path.exists():
+            self._write()
+
     def why(self, stage: str, inputs: Mapping[str, str]) -> str | None:
         """None when the stage is done with these inputs and its outputs are whole, else a phrase that says why not."""
         entry = self.stages.get(stage)
@@ -61,6 +66,9 @@ class Manifest:
         """Write down that a stage is done; atomic."""
         names = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in outputs}
         self.stages[stage] = {"inputs": dict(inputs), "outputs": names}
+        self._write()
+
+    def _write(self) -> None:
         write_json(self.path, {"format": FORMAT, "stages": dict(sorted(self.stages.items()))}, overwrite=True)
 
     def output(self, stage: str) -> str:

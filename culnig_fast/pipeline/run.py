@@ -53,6 +53,7 @@ def run(config: RunConfig, *, compare: bool = False, progress: bool = True) -> l
     with locked(config.out):
         manifest = Manifest(config.out)
         sweep(config.out)
+        manifest.begin()
         stages = _checked_plan(bench, compare)
         steps = []
         bar = tqdm(stages, unit="stage", disable=not progress)
