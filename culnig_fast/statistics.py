@@ -109,9 +109,7 @@ def mean_interval(values: Any, *, resamples: int = 10_000, seed: int = 0, confid
 
     The values are resampled exactly as `paired_bootstrap` resamples differences from 0.
     """
-    found = paired_bootstrap(
-        values, np.zeros(np.shape(values)), resamples=resamples, seed=seed, confidence=confidence
-    )
+    found = paired_bootstrap(values, np.zeros(np.shape(values)), resamples=resamples, seed=seed, confidence=confidence)
     return MeanInterval(found.difference, found.low, found.high)
 
 

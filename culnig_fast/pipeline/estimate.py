@@ -36,21 +36,17 @@ def estimate(bench: Workbench, steps: Iterable[Step]) -> dict[str, float]:
         label, _ = stage.size
         kind = "generation" if bench.tasks[label].generates else _COUNTED[stage.kind]
         if kind == "generation":
-            seconds[kind] += _once(rates, (kind, label), lambda: _generation(bench, *stage.size))  # type: ignore[misc]
+            if (key := (kind, label)) not in rates:
+                rates[key] = _generation(bench, *stage.size)
+            seconds[kind] += rates[key]
             continue
         if stage.size not in known:
             known[stage.size] = _prepared(bench, *stage.size)
         prepared = known[stage.size]
-        measure = _scoring if kind == "scoring" else _evaluation
-        rate = _once(rates, (kind, ""), lambda: measure(bench, prepared))
-        seconds[kind] += rate * sum(_tokens(prepared, batch) for batch in prepared.batches)
+        if (key := (kind, "")) not in rates:
+            rates[key] = (_scoring if kind == "scoring" else _evaluation)(bench, prepared)
+        seconds[kind] += rates[key] * sum(_tokens(prepared, batch) for batch in prepared.batches)
     return {**seconds, "total": sum(seconds.values())}
-
-
-def _once(rates: dict[tuple[str, str], float], key: tuple[str, str], measure: Callable[[], float]) -> float:
-    if key not in rates:
-        rates[key] = measure()
-    return rates[key]
 
 
 def _prepared(bench: Workbench, label: str, split: str) -> Prepared:

@@ -18,7 +18,9 @@ TABLES = ("neur", "control", "crc")
 
 def tables(config: RunConfig) -> dict[str, tuple[str, str]]:
     """(label, split) that each table is scored on."""
-    return dict(zip(TABLES, ((config.culture, "neur"), (config.culture, "control"), (config.surface, "neur")), strict=True))
+    return dict(
+        zip(TABLES, ((config.culture, "neur"), (config.culture, "control"), (config.surface, "neur")), strict=True)
+    )
 
 
 def counted(config: RunConfig) -> bool:
@@ -136,7 +138,12 @@ def _general(bench: Workbench, out: Path) -> Choice:
 
     limits = bench.config.thresholds
     shares = {name: getattr(limits, name) for name in ("mlp_share", "attention_share", "surface_share")}
-    return Choice(lambda: select_general(*_load_tables(out), **shares), _SCORES, shares)
+
+    def choose() -> NeuronSet:
+        neur, control, surface = _load_tables(out)
+        return select_general(neur, control, surface, **shares)
+
+    return Choice(choose, _SCORES, shares)
 
 
 def _specific(config: RunConfig, out: Path, country: str) -> Choice:
@@ -148,7 +155,12 @@ def _specific(config: RunConfig, out: Path, country: str) -> Choice:
         "surface_share": limits.specific_surface_share,
         "min_z": limits.min_z,
     }
-    return Choice(lambda: select_specific(*_load_tables(out), country, **options), _SCORES, [country, options])
+
+    def choose() -> NeuronSet:
+        neur, control, surface = _load_tables(out)
+        return select_specific(neur, control, surface, country, **options)
+
+    return Choice(choose, _SCORES, [country, options])
 
 
 def _random(out: Path, seed: int) -> Choice:
@@ -218,5 +230,3 @@ def _weight_norm(bench: Workbench, out: Path) -> Choice:
 
     modules = ("culnig_fast.baselines.selecting", "culnig_fast.baselines.weights")
     return Choice(choose, ("neurons/general",), None, modules, reads_model=True)
-
-

@@ -78,9 +78,7 @@ def write_tables(bench: Workbench, out: Path) -> None:
     for table in tables:
         _write(table, out)
     notes = {label: list(notes) for label, task in bench.tasks.items() if (notes := task.notes())}
-    write_json(
-        out / "tables" / SUMMARY, {"tables": [t.to_dict() for t in tables], "tasks": notes}, overwrite=True
-    )
+    write_json(out / "tables" / SUMMARY, {"tables": [t.to_dict() for t in tables], "tasks": notes}, overwrite=True)
 
 
 def make_tables(bench: Workbench, out: Path) -> list[Table]:
@@ -128,7 +126,11 @@ def published_inputs(bench: Workbench) -> dict[str, str]:
             f"nothing says whose published figures belong to this run; set published to one of "
             f"{', '.join(published_models())}"
         )
-    return {"options": digest(model), "figures": published_digest(), "code": code_digest("culnig_fast.pipeline.reporting")}
+    return {
+        "options": digest(model),
+        "figures": published_digest(),
+        "code": code_digest("culnig_fast.pipeline.reporting"),
+    }
 
 
 def write_published(bench: Workbench, out: Path) -> None:

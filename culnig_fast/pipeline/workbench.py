@@ -103,12 +103,15 @@ class Workbench:
         """The evaluated questions of a task, tokenised and batched; only the last task's are kept."""
         if self._prepared is None or self._prepared[0] != label:
             questions = self.questions(label, self.evaluated()[label])
-            self._prepared = label, prepare(
-                self.model,
-                self.tokenizer,
-                questions,
-                batch_tokens=self.config.batch_tokens,
-                on_unusable=self.config.on_unusable,
+            self._prepared = (
+                label,
+                prepare(
+                    self.model,
+                    self.tokenizer,
+                    questions,
+                    batch_tokens=self.config.batch_tokens,
+                    on_unusable=self.config.on_unusable,
+                ),
             )
         return self._prepared[1]
 

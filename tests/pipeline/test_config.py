@@ -97,7 +97,9 @@ def test_presets_can_be_read_and_built_on(tmp_path: Path) -> None:
         assert preset.out == tmp_path / "out"
         assert len(preset.seeds) == 10
         assert preset.published == (name if name in published_models() else None)
-    own = write(tmp_path, preset="phi-4", tasks={"worldvaluesbench": False, "blend": "demo"}, seeds=None, countries=None)
+    own = write(
+        tmp_path, preset="phi-4", tasks={"worldvaluesbench": False, "blend": "demo"}, seeds=None, countries=None
+    )
     read = load_config(own, device="cuda:1")
     labels = [task.label for task in read.tasks]
     assert "worldvaluesbench" not in labels

@@ -80,7 +80,7 @@ def test_it_is_what_the_stages_are_by_hand(whole: Path, tmp_path: Path) -> None:
 
 def test_the_tables_are_read_off_the_results(whole: Path) -> None:
     table = json.loads((whole / "tables/tables.json").read_text())["tables"][0]
-    assert [row["row"] for row in table["rows"]][0] == "original"
+    assert table["rows"][0]["row"] == "original"
     points = {}
     for path in (whole / "results").glob("*/pick.jsonl"):
         points[path.parent.name] = 100.0 * cf.Evaluation.load(path).correct
