@@ -150,17 +150,21 @@ def _specific(config: RunConfig, out: Path, country: str) -> Choice:
     from culnig_fast.selection import select_specific
 
     limits = config.thresholds
-    options = {
-        "share": limits.specific_share,
-        "surface_share": limits.specific_surface_share,
-        "min_z": limits.min_z,
-    }
 
     def choose() -> NeuronSet:
         neur, control, surface = _load_tables(out)
-        return select_specific(neur, control, surface, country, **options)
+        return select_specific(
+            neur,
+            control,
+            surface,
+            country,
+            share=limits.specific_share,
+            surface_share=limits.specific_surface_share,
+            min_z=limits.min_z,
+        )
 
-    return Choice(choose, _SCORES, [country, options])
+    options = [country, limits.specific_share, limits.specific_surface_share, limits.min_z]
+    return Choice(choose, _SCORES, options)
 
 
 def _random(out: Path, seed: int) -> Choice:
