@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from culnig_fast.pipeline.config import RunConfig, load_config
+from culnig_fast.pipeline.config import RunConfig
+from culnig_fast.pipeline.reading import load_config
 
 
 def values(**changes: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from small_run import config, write
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.pipeline.config import load_config, presets
+from culnig_fast.pipeline.reading import load_config, presets
 from culnig_fast.tables.published import published_models
 
 PAPER_MODELS = {
