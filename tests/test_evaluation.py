@@ -11,7 +11,7 @@ import torch
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
-from culnig_fast.evaluation import Evaluation, compare
+from culnig_fast.evaluation import Evaluation, compare, prepare
 
 TOKENIZER = make_tokenizer()
 QUESTIONS = make_questions(12)
@@ -101,3 +101,17 @@ def test_a_predicted_label_counts_as_text() -> None:
     result = cf.evaluate(model, TOKENIZER, QUESTIONS, progress=False)
     assert set(result.predictions) == {TOKENIZER.decode([0])}
     assert result.accuracy == 0
+
+
+def test_prepared_questions_give_the_same_under_every_intervention() -> None:
+    model, tokenizer, questions = families.build("llama"), make_tokenizer(), make_questions(13)
+    prepared = prepare(model, tokenizer, questions, batch_tokens=40)
+    layout = cf.discover(model).layout()
+    for seed in range(3):
+        chosen = cf.select_random(layout, 20 * seed, seed=seed)
+        with cf.suppress(model, chosen):
+            once = cf.evaluate(model, tokenizer, questions, batch_tokens=40, progress=False)
+            again = cf.evaluate(model, tokenizer, prepared, progress=False)
+        assert again.ids == once.ids
+        assert again.predictions == once.predictions
+        assert (again.probability == once.probability).all()

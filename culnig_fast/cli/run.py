@@ -32,7 +32,7 @@ def run(
     """
     if compare not in (None, "paper"):
         raise CulnigError(f"--compare {compare!r} is unknown; there is paper")
-    from culnig_fast.pipeline.config import load_config
+    from culnig_fast.pipeline.reading import load_config
 
     checked = load_config(config, out=out, device=device)
     quiet_libraries()

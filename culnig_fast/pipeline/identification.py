@@ -18,8 +18,9 @@ TABLES = ("neur", "control", "crc")
 
 def tables(config: RunConfig) -> dict[str, tuple[str, str]]:
     """(label, split) that each table is scored on."""
-    places = ((config.culture, "neur"), (config.culture, "control"), (config.surface, "neur"))
-    return dict(zip(TABLES, places, strict=True))
+    return dict(
+        zip(TABLES, ((config.culture, "neur"), (config.culture, "control"), (config.surface, "neur")), strict=True)
+    )
 
 
 def counted(config: RunConfig) -> bool:
@@ -128,9 +129,8 @@ def load_set(out: Path, name: str) -> NeuronSet:
 _SCORES = tuple(f"scores/{name}" for name in TABLES)
 
 
-def _load_tables(out: Path) -> tuple[ScoreTable, ScoreTable, ScoreTable]:
-    neur, control, surface = (ScoreTable.load(out / "scores" / f"{name}.safetensors") for name in TABLES)
-    return neur, control, surface
+def _load_tables(out: Path) -> tuple[ScoreTable, ...]:
+    return tuple(ScoreTable.load(out / "scores" / f"{name}.safetensors") for name in TABLES)
 
 
 def _general(bench: Workbench, out: Path) -> Choice:
@@ -138,19 +138,33 @@ def _general(bench: Workbench, out: Path) -> Choice:
 
     limits = bench.config.thresholds
     shares = {name: getattr(limits, name) for name in ("mlp_share", "attention_share", "surface_share")}
-    return Choice(lambda: select_general(*_load_tables(out), **shares), _SCORES, shares)
+
+    def choose() -> NeuronSet:
+        neur, control, surface = _load_tables(out)
+        return select_general(neur, control, surface, **shares)
+
+    return Choice(choose, _SCORES, shares)
 
 
 def _specific(config: RunConfig, out: Path, country: str) -> Choice:
     from culnig_fast.selection import select_specific
 
     limits = config.thresholds
-    options: dict[str, Any] = {
-        "share": limits.specific_share,
-        "surface_share": limits.specific_surface_share,
-        "min_z": limits.min_z,
-    }
-    return Choice(lambda: select_specific(*_load_tables(out), country, **options), _SCORES, [country, options])
+
+    def choose() -> NeuronSet:
+        neur, control, surface = _load_tables(out)
+        return select_specific(
+            neur,
+            control,
+            surface,
+            country,
+            share=limits.specific_share,
+            surface_share=limits.specific_surface_share,
+            min_z=limits.min_z,
+        )
+
+    options = [country, limits.specific_share, limits.specific_surface_share, limits.min_z]
+    return Choice(choose, _SCORES, options)
 
 
 def _random(out: Path, seed: int) -> Choice:

@@ -41,6 +41,11 @@ class Manifest:
         elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise CulnigError(f"{folder} holds files but no {NAME}; choose an empty folder, or one of an earlier run")
 
+    def begin(self) -> None:
+        """Make the folder a run's: the file is there before any output is, whenever the process is killed."""
+        if not self.path.exists():
+            self._write()
+
     def why(self, stage: str, inputs: Mapping[str, str]) -> str | None:
         """None when the stage is done with these inputs and its outputs are whole, else a phrase that says why not."""
         entry = self.stages.get(stage)
@@ -56,11 +61,6 @@ class Manifest:
             if file_digest(path) != known:
                 return f"{name} was altered"
         return None
-
-    def begin(self) -> None:
-        """Mark the folder as a run's before anything else is written: a process killed right after can be continued."""
-        if not self.path.exists():
-            self._write()
 
     def note(self, stage: str, inputs: Mapping[str, str], outputs: list[Path]) -> None:
         """Write down that a stage is done; atomic."""

@@ -126,8 +126,11 @@ def published_inputs(bench: Workbench) -> dict[str, str]:
             f"nothing says whose published figures belong to this run; set published to one of "
             f"{', '.join(published_models())}"
         )
-    code = code_digest("culnig_fast.pipeline.reporting")
-    return {"options": digest(model), "figures": published_digest(), "code": code}
+    return {
+        "options": digest(model),
+        "figures": published_digest(),
+        "code": code_digest("culnig_fast.pipeline.reporting"),
+    }
 
 
 def write_published(bench: Workbench, out: Path) -> None:

@@ -53,8 +53,8 @@ def run(config: RunConfig, *, compare: bool = False, progress: bool = True) -> l
     with locked(config.out):
         manifest = Manifest(config.out)
         sweep(config.out)
-        stages = _checked_plan(bench, compare)
         manifest.begin()
+        stages = _checked_plan(bench, compare)
         steps = []
         bar = tqdm(stages, unit="stage", disable=not progress)
         for stage in bar:

@@ -67,9 +67,10 @@ def plan(bench: Workbench, compare: bool = False) -> list[Stage]:
 
 def inputs_of(stage: Stage, manifest: Manifest) -> dict[str, str]:
     """A stage's own inputs and the outputs that it reads; its needs are done."""
-    if not stage.needs:
-        return stage.inputs()
-    return {**stage.inputs(), "needs": digest([manifest.output(name) for name in stage.needs])}
+    return {
+        **stage.inputs(),
+        **({"needs": digest([manifest.output(name) for name in stage.needs])} if stage.needs else {}),
+    }
 
 
 def _common(bench: Workbench, label: str, split: str, code: str, options: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.statistics import holm, mean_interval, paired_bootstrap
-from culnig_fast.tables.table import Cell, Table
+from culnig_fast.tables.table import Cell, Row, Table
 
 LEVEL = 0.05
 """Adjusted p-values below it are set bold."""
@@ -115,7 +115,7 @@ def against_random(
         rows: name of a row → its condition.
     """
     random = {label: _random(task, seeds).mean(0) for label, task in results.items()}
-    made: list[tuple[str, int | None, tuple[Cell, ...]]] = []
+    made: list[Row] = []
     for row, condition in rows.items():
         cells = [drawing.cell(task.of(condition)) for task in results.values()]
         if condition == "original":
@@ -165,9 +165,9 @@ def country_table(
     p = [drawing.p_less(part.of(condition), part.of("original")) for condition in conditions.values() for part in parts]
     tested = _tested(cells, p)
     width = len(parts)
-    rows = [("original", None, tuple(drawing.cell(part.of("original")) for part in parts))]
+    rows: list[Row] = [("original", None, tuple(drawing.cell(part.of("original")) for part in parts))]
     rows += [
-        (f"{name} suppressed", sizes[condition], tested[i * width : (i + 1) * width])  # type: ignore[misc]
+        (f"{name} suppressed", sizes[condition], tested[i * width : (i + 1) * width])
         for i, (name, condition) in enumerate(conditions.items())
     ]
     notes = (
@@ -175,8 +175,9 @@ def country_table(
         "Bold: below the original by paired bootstrap on the country's questions, one-sided p < 0.05 after Holm's "
         "adjustment over all sets and countries of the table.",
     )
-    title = f"{label} by country, specific neurons suppressed"
-    return Table(f"countries-{label}", title, countries, tuple(rows), notes)
+    return Table(
+        f"countries-{label}", f"{label} by country, specific neurons suppressed", countries, tuple(rows), notes
+    )
 
 
 def _random(task: TaskPoints, seeds: Sequence[int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import read_json
-from culnig_fast.tables.table import Cell, Table
+from culnig_fast.tables.table import Cell, Row, Table
 
 _ROWS = {
     "original": "original",
@@ -44,7 +44,7 @@ def published_table(model: str, own: Table, labels: Mapping[str, str]) -> Table:
     if model not in known["models"]:
         raise CulnigError(f"no published figures of {model!r}; there are some of {', '.join(known['models'])}")
     figures: dict[str, Any] = known["models"][model]
-    rows: list[tuple[str, int | None, tuple[Cell | None, ...]]] = []
+    rows: list[Row] = []
     for (key, title), (_, neurons, cells) in zip(_ROWS.items(), own.rows, strict=True):
         values = dict(zip(known["tasks"], figures.get(key, ()), strict=False))
         theirs = tuple(Cell(values[labels[c]]) if labels[c] in values else None for c in own.columns)

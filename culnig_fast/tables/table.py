@@ -29,6 +29,10 @@ class Cell:
     n: int | None = None
 
 
+Row = tuple[str, int | None, tuple[Cell | None, ...]]
+"""Name, neurons or None, cells."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of cells under named columns; None is an empty cell.
@@ -44,7 +48,7 @@ class Table:
     name: str
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, int | None, tuple[Cell | None, ...]], ...]
+    rows: tuple[Row, ...]
     notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
