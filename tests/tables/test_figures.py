@@ -42,7 +42,7 @@ def results() -> dict[str, TaskPoints]:
 
 
 def scipy_p(values: np.ndarray, than: np.ndarray) -> float:
-    """One-sided bootstrap p of a lower mean, from SciPy's resampling of the differences; 0 but for rounding is a tie."""
+    """One-sided bootstrap p of a lower mean, from SciPy's resampling; 0 but for rounding is a tie."""
     found = scipy.stats.bootstrap(
         (values - than,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(9)
     )
