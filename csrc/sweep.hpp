@@ -107,6 +107,21 @@ void difference(const T* plus, double samples, const T* minus, double minus_samp
     }
 }
 
+// Twice: for processors with 32-byte vectors, chosen when the library is loaded, and for all. Divisions are what costs in a
+// single row: 66 ms in place of 83 (of one thread) for eight countries' rankings of 3.2 million. More clones, for sums and
+// with 64-byte vectors, gained nothing: memory is what those wait for.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && \
+    !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#define CULNIG_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define CULNIG_CLONES
+#endif
+
+CULNIG_CLONES inline void difference(const double* plus, double samples, const double* minus, double minus_samples,
+                                     std::size_t count, double* out) {
+    for (std::size_t i = 0; i < count; ++i) out[i] = plus[i] / samples - minus[i] / minus_samples;
+}
+
 template <class T>
 void quotient(const T* plus, double samples, std::size_t count, double* out) {
     for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<double>(plus[i]) / samples;
@@ -131,7 +146,7 @@ void with_values(const Ranking<T>& ranking, std::size_t first, std::size_t count
     sum_rows(plus.rows, first, count, out);
     if (!minus.rows.empty()) {
         sum_rows(minus.rows, first, count, scratch.other.get());
-        difference<double>(out, plus.samples, scratch.other.get(), minus.samples, count, out);
+        difference(out, plus.samples, scratch.other.get(), minus.samples, count, out);
     } else if (plus.samples != 1.0) {
         quotient<double>(out, plus.samples, count, out);
     }

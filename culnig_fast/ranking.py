@@ -40,6 +40,17 @@ def implementation() -> str:
     return "C++" if core().__name__ == "culnig_fast._selection" else "NumPy"
 
 
+_threads = 0
+
+
+def set_threads(count: int) -> None:
+    """Let the core use `count` threads from now on, 0 for one a core; results do not depend on it."""
+    global _threads  # noqa: PLW0603 — like torch.set_num_threads
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 1024:
+        raise CulnigError(f"threads must be a whole number between 0 and 1024, not {count!r}")
+    _threads = count
+
+
 @dataclass(frozen=True)
 class Source:
     """Scores of one kind: rows to be summed and the number of samples to divide by.
@@ -118,7 +129,7 @@ def candidates(
         NotANumberError: a score of a pool is NaN.
     """
     try:
-        found = _core_of(minuend).candidates(*_pair(minuend, subtrahend), _totals(surface), jobs)
+        found = _core_of(minuend).candidates(*_pair(minuend, subtrahend), _totals(surface), jobs, _threads)
     except ValueError as error:
         column, of = getattr(error, "column", None), getattr(error, "of", None)
         if column is None:
@@ -157,7 +168,7 @@ def group_z(
     """
     pairing = np.asarray(subtrahend_rows, dtype=np.int64)
     try:
-        z: np.ndarray = _core_of(minuend).group_z(*_pair(minuend, subtrahend), pairing, flat, rows)
+        z: np.ndarray = _core_of(minuend).group_z(*_pair(minuend, subtrahend), pairing, flat, rows, _threads)
     except ValueError:
         for column in flat.tolist():
             sources = [source for source in (minuend, subtrahend) if source is not None]

@@ -66,8 +66,9 @@ def candidates(
     control_samples: int,
     surface: torch.Tensor | None,
     jobs: Sequence[Sequence[Any]],
+    threads: int = 0,
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """As `_selection_numpy.candidates`, on the tensors' device."""
+    """As `_selection_numpy.candidates`, on the tensors' device, which decides about threads."""
     found = []
     for j, (ranges, rows, control_rows, surface_rows, k, counts) in enumerate(jobs):
         pool = _pool(ranges, table.device)
@@ -92,6 +93,7 @@ def group_z(
     control_rows: np.ndarray,
     columns: np.ndarray,
     rows: np.ndarray,
+    threads: int = 0,
 ) -> np.ndarray:
     """As `_selection_numpy.group_z`; the columns are gathered on the device, and z is formed by the core."""
     at = torch.as_tensor(columns, device=table.device)
@@ -101,7 +103,7 @@ def group_z(
         paired = torch.as_tensor(control_rows, device=table.device)
         other = control[:, at][paired].cpu().numpy()
     own, here = np.arange(len(values)), np.arange(len(columns))
-    z: np.ndarray = core().group_z(values, samples, other, control_samples, own, here, rows)
+    z: np.ndarray = core().group_z(values, samples, other, control_samples, own, here, rows, threads)
     return z
 
 
