@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLE = """example:
-  python bench/selection_speed.py                                   about three minutes, 5 GiB of memory
+  python bench/selection_speed.py                                   four to five minutes, 8 GiB of memory
   python bench/selection_speed.py --neurons 100000 1000000          seconds
   python bench/selection_speed.py --json selection.json
 

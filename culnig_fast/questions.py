@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,17 @@ def split_usable(tokenizer: Any, questions: Iterable[Question]) -> SplitQuestion
             known[question.answer] = _find_token(tokenizer, question.answer) is not None
         (usable if known[question.answer] else unusable).append(question)
     return SplitQuestions(tuple(usable), tuple(unusable))
+
+
+def first_of_groups(questions: Iterable[Question], limit: int | None) -> list[Question]:
+    """At most `limit` questions of each group, the first ones, in the order given; None keeps all."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for question in questions:
+        seen[question.group] += 1
+        if limit is None or seen[question.group] <= limit:
+            kept.append(question)
+    return kept
 
 
 def check_unique_ids(questions: Iterable[Question]) -> None:

@@ -61,8 +61,9 @@ def answer(
     from culnig_fast import masking
     from culnig_fast.generation import answer as run_answer
     from culnig_fast.neurons import NeuronSet
+    from culnig_fast.questions import first_of_groups
 
-    questions = _first(loaded_task.questions(split, tokenizer), limit)
+    questions = first_of_groups(loaded_task.questions(split, tokenizer), limit)
     chosen = NeuronSet.load(neurons) if neurons is not None else NeuronSet.empty()
     intervene = masking.suppress if action is Action.suppress else masking.enhance
     with intervene(loaded, chosen):
@@ -87,15 +88,3 @@ def answer(
     lines = [f"{name:20s} {value:6.2f}" for name, value in summary["groups"].items()]
     lines.append(f"{'all':20s} {summary['accuracy']:6.2f}  ({summary['questions']:,} questions)")
     report(as_json, summary, "\n".join([*lines, *(f"note: {note}" for note in summary["notes"])]))
-
-
-def _first(questions: Any, limit: int | None) -> Any:
-    if limit is None:
-        return questions
-    seen: dict[str, int] = {}
-    kept = []
-    for question in questions:
-        seen[question.group] = seen.get(question.group, 0) + 1
-        if seen[question.group] <= limit:
-            kept.append(question)
-    return kept

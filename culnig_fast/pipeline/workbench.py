@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from culnig_fast.evaluation import Prepared, prepare
 from culnig_fast.models import EMBEDDED, load_model, load_tokenizer, local_folder
 from culnig_fast.pipeline.config import RunConfig, TaskConfig
 from culnig_fast.pipeline.digests import digest, model_digest
-from culnig_fast.questions import Question
+from culnig_fast.questions import Question, first_of_groups
 from culnig_fast.tasks.base import Task, load_task
 
 
@@ -83,7 +81,7 @@ class Workbench:
         key = label, split
         if key not in self._questions:
             questions = self.tasks[label].questions(split, self.tokenizer)
-            self._questions[key] = _first(questions, self.config.task(label).limit)
+            self._questions[key] = first_of_groups(questions, self.config.task(label).limit)
         return self._questions[key]
 
     def questions_digest(self, label: str, split: str) -> str:
@@ -128,15 +126,3 @@ def _load(task: TaskConfig) -> Task:
 
         data, files = task_files(task.task)
     return load_task(task.task, data, files)
-
-
-def _first(questions: Iterable[Question], limit: int | None) -> list[Question]:
-    if limit is None:
-        return list(questions)
-    seen: Counter[str] = Counter()
-    kept = []
-    for question in questions:
-        seen[question.group] += 1
-        if seen[question.group] <= limit:
-            kept.append(question)
-    return kept

@@ -216,7 +216,7 @@ def _read_annotations(path: Path) -> dict[str, Any]:
 
 
 def _answers(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """All answers, most frequent first; none where too many annotators had none (BLEnD's own rule)."""
+    """All answers, most frequent first; none where five did not know, or three found no answer or none fit."""
     idks = entry["idks"]
     if idks.get("idk", 0) >= 5 or idks.get("no-answer", 0) + idks.get("not-applicable", 0) >= 3:
         return ()
