@@ -20,6 +20,7 @@ from culnig_fast.checkpoint import Checkpoint, Progress
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout
 from culnig_fast.questions import Question, encode_questions
+from culnig_fast.resampling import bootstrap_counts
 from culnig_fast.scores import ScoreTable
 from culnig_fast.version import __version__
 
@@ -38,6 +39,8 @@ def attribute(
     reduction: str = "max",
     backend: str = "auto",
     path: str = "auto",
+    resamples: int = 0,
+    seed: int = 0,
     on_unusable: str = "error",
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -61,6 +64,9 @@ def attribute(
         reduction: over positions, `max` (the method's) or `sum` (first-order effect of zeroing the neuron).
         backend: see `backend.resolve`.
         path: `auto`, `fused` or `taps`; see `Attributor`.
+        resamples: when not 0, the table's rows are not groups but that many bootstrap resamples of the questions
+            ("0", "1", …), drawn within each group (`resampling.bootstrap_counts`), all scored in one pass.
+        seed: of the resamples; data set and control set of the same questions are drawn alike.
         on_unusable: `error` or `skip` for a question whose answer is not one token of the vocabulary; skipped ones
             are counted and named in the metadata.
         checkpoint: a file for progress, written every `checkpoint_seconds` and on an interrupt, and removed at the
@@ -75,8 +81,7 @@ def attribute(
     questions = list(questions)
     encoded = encode_questions(tokenizer, questions, on_unusable)
     kept = encoded.questions
-    groups = tuple(dict.fromkeys(question.group for question in kept))
-    group_of = np.array([groups.index(question.group) for question in kept], dtype=np.int64)
+    groups, membership = _rows([question.group for question in kept], resamples, seed)
     attributor = Attributor(
         model, sites=sites, n_groups=len(groups), reduction=reduction, padding=padding, backend=backend, path=path
     )
@@ -96,12 +101,12 @@ def attribute(
         run = {
             "model": _fingerprint(attributor),
             "layout": attributor.layout.to_dict(),
-            "questions": [encoded.token_ids, encoded.answers, group_of.tolist(), groups],
+            "questions": [encoded.token_ids, encoded.answers, membership.tolist(), groups],
             "options": options,
             "version": __version__,
         }
         saved = Checkpoint(checkpoint, run, checkpoint_seconds)
-    samples = _Samples(encoded.token_ids, torch.tensor(encoded.answers), torch.from_numpy(group_of), batches)
+    samples = _Samples(encoded.token_ids, torch.tensor(encoded.answers), torch.from_numpy(membership), batches)
     probabilities = _run(attributor, samples, clamp, saved, progress)
     _check_probabilities(probabilities, kept)
     totals = attributor.totals.cpu().numpy()
@@ -111,8 +116,8 @@ def attribute(
     return ScoreTable(
         totals=totals,
         groups=groups,
-        counts=np.bincount(group_of, minlength=len(groups)),
-        probability=np.bincount(group_of, weights=probabilities, minlength=len(groups)),
+        counts=_per_row(membership, np.ones(len(kept)), len(groups)),
+        probability=_per_row(membership, probabilities, len(groups)),
         ids=tuple(question.id for question in kept),
         layout=attributor.layout,
         metadata={
@@ -129,14 +134,32 @@ def attribute(
             "batch_tokens": None if batch_size else batch_tokens,
             "batch_size": batch_size,
             "unusable": list(encoded.unusable),
+            **({"resamples": resamples, "seed": seed} if resamples else {}),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
     )
 
 
+def _rows(group_of: Sequence[str], resamples: int, seed: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the table's rows, and each sample's row, int64 [samples], or its counts, float64 [samples, rows]."""
+    if resamples:
+        counts = bootstrap_counts(group_of, resamples, seed).astype(np.float64)
+        return tuple(str(number) for number in range(resamples)), counts
+    names = tuple(dict.fromkeys(group_of))
+    place = {name: row for row, name in enumerate(names)}
+    return names, np.array([place[name] for name in group_of], dtype=np.int64)
+
+
+def _per_row(membership: np.ndarray, values: np.ndarray, rows: int) -> np.ndarray:
+    """float64 [rows], the values of each row's samples added up."""
+    if membership.ndim == 2:
+        return np.asarray(membership.T @ values)
+    return np.bincount(membership, weights=values, minlength=rows)
+
+
 class _Samples(NamedTuple):
-    """The samples of a run and the batches that they are scored in."""
+    """The samples of a run and the batches that they are scored in; `groups` as `backward` takes them."""
 
     token_ids: Sequence[Sequence[int]]
     answers: torch.Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +16,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.fused import Scoring
 from culnig_fast.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
-from culnig_fast.neurons import NeuronSite
+from culnig_fast.neurons import NeuronSet, NeuronSite
 from culnig_fast.tap import attach_taps
 
 
@@ -40,9 +40,10 @@ class Attributor:
         backend: see `backend.resolve`.
         path: `auto` runs each layer fused where its structure allows and on taps elsewhere, `taps` runs none fused,
             `fused` refuses a model of which no layer can be. `fusion` says what each layer does.
+        watch: neurons of which each sample's own score is kept, in `watched`.
 
     Raises:
-        CulnigError: the model's structure cannot be resolved or an option is unknown.
+        CulnigError: the model's structure cannot be resolved, an option is unknown, or a watched neuron is not scored.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Attributor:
         padding: str = "exclude",
         backend: str = "auto",
         path: str = "auto",
+        watch: NeuronSet | None = None,
     ) -> None:
         for name, value, known in (
             ("reduction", reduction, ("max", "sum")),
@@ -72,6 +74,9 @@ class Attributor:
         self.reduction, self.padding = reduction, padding
         self.path = path
         self.fusion = Fusion()
+        self.watched: torch.Tensor | None = None
+        self._watch = _places(self.locations, watch or NeuronSet.empty())
+        self._n_watched = len(watch or ())
         self._ops = backends.resolve(backend)
         self._totals: dict[NeuronSite, torch.Tensor] = {}
         self._stack = contextlib.ExitStack()
@@ -142,12 +147,14 @@ class Attributor:
     ) -> None:
         """Back-propagate each sample's objective and add weight · score to its group's totals.
 
-        Samples do not interact, so one backward of the sum gives every sample's own gradient.
+        Samples do not interact, so one backward of the sum gives every sample's own gradient. `watched` then holds
+        the scores of the watched neurons, float32 (float64 of a float64 model) [batch, neurons], without the weight.
 
         Args:
             objective: [batch] a scalar a sample, a function of the last `forward`'s logits.
             weight: [batch] multiplies a sample's scores; 1 when None.
-            group: int64 [batch] row of `totals`; 0 when None.
+            group: int64 [batch] row of `totals`, 0 when None; or float [batch, n_groups], how often each sample
+                counts in each row (overlapping groups, bootstrap resamples).
             clamp_below_zero: replace negative weighted scores by 0 (control sets).
 
         Raises:
@@ -159,18 +166,22 @@ class Attributor:
         device = objective.device
         weight = torch.ones(batch, dtype=torch.float64) if weight is None else weight.detach()
         group = torch.zeros(batch, dtype=torch.int64) if group is None else group
-        if objective.shape != batch or weight.shape != batch or group.shape != batch:
+        if objective.shape != batch or weight.shape != batch or group.shape not in (batch, (*batch, self.n_groups)):
             raise CulnigError(
-                f"objective, weight and group must be [{batch[0]}], not {list(objective.shape)}, "
-                f"{list(weight.shape)}, {list(group.shape)}"
+                f"objective and weight must be [{batch[0]}], group [{batch[0]}] or [{batch[0]}, {self.n_groups}], not "
+                f"{list(objective.shape)}, {list(weight.shape)}, {list(group.shape)}"
             )
-        if group.device.type == "cpu" and not ((group >= 0) & (group < self.n_groups)).all():
+        counted = group.dim() == 2
+        if not counted and group.device.type == "cpu" and not ((group >= 0) & (group < self.n_groups)).all():
             raise CulnigError(f"a group number lies outside 0…{self.n_groups - 1}; give n_groups when constructing")
         self._scoring = {
             "weight": weight.to(device, torch.float64),
-            "group": group.to(device, torch.int64),
+            "group": group.to(device, torch.float64 if counted else torch.int64),
             "clamp_below_zero": clamp_below_zero,
         }
+        if self._watch:
+            dtype = torch.float64 if objective.dtype == torch.float64 else torch.float32
+            self.watched = torch.full((*batch, self._n_watched), torch.nan, dtype=dtype, device=device)
         try:
             objective.sum().backward()
         finally:
@@ -262,9 +273,33 @@ class Attributor:
             if last and self.padding == "zero" and self._positions > 1:
                 zeros = torch.ones_like(zeros)
             scores = torch.where(zeros[:, None], scores.clamp(min=0.0), scores)  # clamp keeps NaN
+        if self.watched is not None and location.site in self._watch:
+            columns, places = self._watch[location.site]
+            self.watched[:, places] = scores[:, columns].to(self.watched)
         totals = self._totals_of(location)
         weight, group = self._scoring["weight"].to(scores.device), self._scoring["group"].to(scores.device)
-        self._ops.accumulate(scores, weight, group, totals, self._scoring["clamp_below_zero"])
+        if group.dim() == 2:
+            weighted = scores.double() * weight[:, None]
+            totals += group.T @ (weighted.clamp(min=0.0) if self._scoring["clamp_below_zero"] else weighted)
+        else:
+            self._ops.accumulate(scores, weight, group, totals, self._scoring["clamp_below_zero"])
+
+
+def _places(locations: Sequence[SiteLocation], watch: NeuronSet) -> dict[NeuronSite, tuple[torch.Tensor, torch.Tensor]]:
+    """Site → (columns of it that are watched, their places in the set)."""
+    sites = {(location.site.module_name, location.site.layer_idx): location.site for location in locations}
+    found: dict[NeuronSite, tuple[list[int], list[int]]] = {}
+    for place, neuron in enumerate(watch):
+        site = sites.get((neuron.module_name, neuron.layer_idx))
+        if site is None or neuron.neuron_idx >= site.width:
+            raise CulnigError(
+                f"neuron {neuron.neuron_idx} of {neuron.module_name} in layer {neuron.layer_idx} is to be watched but "
+                "is not scored; is the set of another model, or the site left out?"
+            )
+        columns, places = found.setdefault(site, ([], []))
+        columns.append(neuron.neuron_idx)
+        places.append(place)
+    return {site: (torch.tensor(columns), torch.tensor(places)) for site, (columns, places) in found.items()}
 
 
 def _make_leaf(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,167 @@
+"""The scores of chosen neurons, sample by sample: a second pass that keeps what the first one adds up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from culnig_fast.attributor import Attributor
+from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
+from culnig_fast.errors import CulnigError
+from culnig_fast.neurons import NeuronSet
+from culnig_fast.questions import Question, encode_questions
+from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
+
+FORMAT = "culnig_fast.instances/1"
+
+
+@dataclass(frozen=True, eq=False)
+class InstanceTable:
+    """Scores of chosen neurons on every sample (CULNIG, section 9).
+
+    Attributes:
+        neurons: the set.
+        scores: float64 [samples, neurons], s(x_q, y_q): the maximum over positions of n·∂P/∂n, not weighted.
+        probability: float64 [samples], P_q.
+        ids, groups: [samples] of the questions.
+        metadata: JSON-ready provenance.
+
+    Raises:
+        CulnigError: shapes disagree.
+    """
+
+    neurons: NeuronSet
+    scores: np.ndarray
+    probability: np.ndarray
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        samples = len(self.ids)
+        if (
+            self.scores.shape != (samples, len(self.neurons))
+            or self.probability.shape != (samples,)
+            or len(self.groups) != samples
+        ):
+            raise CulnigError(
+                f"an instance table of {samples} samples and {len(self.neurons)} neurons got scores "
+                f"{list(self.scores.shape)}, probabilities {list(self.probability.shape)}, {len(self.groups)} groups"
+            )
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a safetensors file with neurons, ids and groups in its header; atomic."""
+        header = {
+            "format": FORMAT,
+            "ids": json.dumps(self.ids, ensure_ascii=False),
+            "groups": json.dumps(self.groups, ensure_ascii=False),
+            "modules": json.dumps(self.neurons.module_names),
+            "metadata": json.dumps(self.metadata, ensure_ascii=False, sort_keys=True),
+        }
+        tensors = {
+            "scores": self.scores,
+            "probability": self.probability,
+            "layer_idx": self.neurons.layer_idx,
+            "neuron_idx": self.neurons.neuron_idx,
+            "attribute_score": self.neurons.scores,
+        }
+        save_tensors(path, tensors, header, overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> InstanceTable:
+        """Memory-map a table that `save` wrote.
+
+        Raises:
+            CulnigError: the file is missing, cut off, not safetensors, or not an instance table.
+        """
+        path = Path(path)
+        header = read_metadata(path)
+        if header.get("format") != FORMAT:
+            raise CulnigError(f"{path} is not an instance table ({FORMAT}); record one with `culnig-fast instances`")
+        try:
+            modules, ids, groups, metadata = (
+                json.loads(header[name]) for name in ("modules", "ids", "groups", "metadata")
+            )
+            layers, columns, scores = (
+                np.array(map_tensor(path, name)) for name in ("layer_idx", "neuron_idx", "attribute_score")
+            )
+            neurons = NeuronSet(tuple(modules), layers, columns, scores)
+            probability = np.array(map_tensor(path, "probability"))
+            return cls(neurons, map_tensor(path, "scores"), probability, tuple(ids), tuple(groups), metadata)
+        except (KeyError, TypeError, ValueError, CulnigError) as error:
+            raise CulnigError(f"{path} is a damaged instance table ({error}); record it again") from error
+
+
+def record_instances(
+    model: Any,
+    tokenizer: Any,
+    questions: Iterable[Question],
+    neurons: NeuronSet,
+    *,
+    batch_tokens: int | None = None,
+    reduction: str = "max",
+    backend: str = "auto",
+    path: str = "auto",
+    on_unusable: str = "error",
+    progress: bool = True,
+) -> InstanceTable:
+    """Score the chosen neurons on every sample: s(x_q, y_q) of CULNIG's section 2, not summed.
+
+    Args:
+        model: a Hugging Face decoder; left as it was.
+        tokenizer: its tokenizer.
+        questions: what to score.
+        neurons: which neurons; memory is 8 bytes a neuron and sample.
+        batch_tokens, reduction, backend, path, on_unusable, progress: as `attribute`.
+
+    Raises:
+        CulnigError: as `attribute`; or the set is empty, or holds a neuron that the model has not.
+    """
+    if not len(neurons):
+        raise CulnigError("the neuron set is empty: there is nothing to record")
+    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    sites = sorted(set(neurons.module_names))
+    attributor = Attributor(model, sites=sites, reduction=reduction, backend=backend, path=path, watch=neurons)
+    device = attributor.architecture.embedding.weight.device
+    budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
+    batches = plan_batches([len(tokens) for tokens in encoded.token_ids], budget)
+    answers = torch.tensor(encoded.answers).to(device)
+    scores, probability = [], []
+    bar = tqdm(total=len(encoded.questions), unit="question", desc="recording", disable=not progress)
+    with attributor, bar:
+        for index in batches:
+            batch = make_batch(encoded.token_ids, index, device)
+            logits = attributor.forward(batch.input_ids, batch.lengths)
+            gold = answers[batch.index].to(logits.device)
+            log_p = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])[:, 0]
+            p = log_p.detach().double().exp()
+            attributor.backward(log_p)
+            assert attributor.watched is not None
+            scores.append((attributor.watched * p[:, None]).cpu())
+            probability.append(p.cpu())
+            bar.update(len(index))
+    order = np.argsort(np.concatenate(batches))
+    table = torch.cat(scores).numpy()[order]
+    if not np.isfinite(table).all():
+        sample, column = np.argwhere(~np.isfinite(table))[0]
+        neuron = list(neurons)[column]
+        raise CulnigError(
+            f"the score of neuron {neuron.neuron_idx} of {neuron.module_name} in layer {neuron.layer_idx} on question "
+            f"{encoded.questions[sample].id!r} is {table[sample, column]}; the model's weights or activations hold NaN "
+            "or overflow: try bfloat16 or float32"
+        )
+    return InstanceTable(
+        neurons,
+        table,
+        torch.cat(probability).numpy()[order],
+        tuple(question.id for question in encoded.questions),
+        tuple(question.group for question in encoded.questions),
+        {"reduction": reduction, "unusable": list(encoded.unusable), "fusion": attributor.fusion.describe()},
+    )
