@@ -122,6 +122,6 @@ def test_resampled_totals_are_those_of_the_questions_drawn(control: bool) -> Non
                 want += np.maximum(weighted, 0) if control else weighted
                 mass += probability[sample]
         # The softmax is in float32 whatever the model's dtype.
-        tolerance = 16 * np.finfo(np.float32).eps
+        tolerance = 16 * float(np.finfo(np.float32).eps)
         np.testing.assert_allclose(table.totals[resample], want, rtol=0, atol=tolerance * np.abs(want).max())
         assert table.probability[resample] == pytest.approx(mass, rel=tolerance)
