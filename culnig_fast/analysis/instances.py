@@ -118,9 +118,7 @@ def instances_dict(
     shares = np.count_nonzero(table.scores > 0, axis=0) / len(table.ids)
     named: set[int] = set()
     neurons = []
-    for place, (neuron, inside) in enumerate(
-        zip(table.neurons, memberships(table.neurons, sets or {}), strict=True)
-    ):
+    for place, (neuron, inside) in enumerate(zip(table.neurons, memberships(table.neurons, sets or {}), strict=True)):
         ends = extreme_samples(table, place, count)
         named.update(*ends)
         top, bottom = ([_sample(table, place, row) for row in end] for end in ends)

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def overlaps(
-    sets: Mapping[str, NeuronSet], layout: NeuronLayout, modules: Sequence[str] | None = None
-) -> pd.DataFrame:
+def overlaps(sets: Mapping[str, NeuronSet], layout: NeuronLayout, modules: Sequence[str] | None = None) -> pd.DataFrame:
     """Every pair of sets: what they share, and what independent draws would.
 
     Under independence each set is a uniform draw of its size from one pool, so the number shared is hypergeometric.

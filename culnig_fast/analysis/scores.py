@@ -59,7 +59,7 @@ def score_histogram(
     flat = chosen.flat(layout)
     marked = np.zeros(layout.size, dtype=bool)
     marked[flat] = True
-    pools = {"mlp": ((mlp_module(layout),), mlp_share, "mlp_share")}
+    pools: dict[str, tuple[tuple[str, ...], float, str]] = {"mlp": ((mlp_module(layout),), mlp_share, "mlp_share")}
     attention = tuple(name for name in ATTENTION_MODULES if name in layout.module_names)
     if attention:
         pools["attention"] = (attention, attention_share, "attention_share")
