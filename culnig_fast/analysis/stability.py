@@ -14,7 +14,7 @@ from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, NeuronSet
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import select_general
 from culnig_fast.selection_pools import default_modules
-from culnig_fast.sweep import sweep_general
+from culnig_fast.sweep import jaccard, sweep_general
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,22 +75,21 @@ def resample_overlaps(full: NeuronSet, resampled: Mapping[str, NeuronSet], layou
     import pandas as pd
 
     _some(resampled)
-    sets = {name: set(one.flat(layout).tolist()) for name, one in resampled.items()}
-    whole = set(full.flat(layout).tolist())
-    names = list(sets)
-    between = np.array([[_jaccard(sets[a], sets[b]) for b in names] for a in names])
+    flat = [one.flat(layout) for one in resampled.values()]
+    whole = full.flat(layout)
+    between = jaccard([*flat, whole])
     rows = []
-    for i, name in enumerate(names):
-        others = np.delete(between[i], i)
+    for i, (name, one) in enumerate(resampled.items()):
+        others = np.delete(between[i, :-1], i)
         rows.append(
             {
                 "resample": name,
-                "neurons": len(sets[name]),
-                "neurons_full": len(whole),
-                "both": len(sets[name] & whole),
-                "jaccard": _jaccard(sets[name], whole),
+                "neurons": len(one),
+                "neurons_full": len(full),
+                "both": len(np.intersect1d(flat[i], whole, assume_unique=True)),
+                "jaccard": float(between[i, -1]),
                 "jaccard_others": float(others.mean()) if len(others) else float("nan"),
-                "expected": _by_chance(resampled[name], full, layout),
+                "expected": _by_chance(one, full, layout),
             }
         )
     return pd.DataFrame(rows)
@@ -161,10 +160,6 @@ def threshold_overlaps(
             row[f"neurons_{side}"] = len(swept.sets[place])
         rows.append({**row, "jaccard": float(swept.jaccard[a, b])})
     return pd.DataFrame(rows)
-
-
-def _jaccard(a: set[int], b: set[int]) -> float:
-    return len(a & b) / len(a | b) if a | b else 1.0
 
 
 def _by_chance(a: NeuronSet, b: NeuronSet, layout: NeuronLayout) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.names import counted
-from culnig_fast.analysis.style import FILLS, INK, ORANGE, in_style, new_figure
+from culnig_fast.analysis.style import FILLS, INK, in_style, mark_value, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes.bar(edges[:-1], counts, np.diff(edges), bottom=floor, align="edge", color=colour, hatch=hatch,
                  edgecolor=INK, label=label)  # fmt: skip
         floor = floor + counts
-    axes.axvline(share.mean(), color=ORANGE, linestyle="--", linewidth=1.6, label=f"mean: {share.mean():.1f} %")
+    mark_value(axes, share.mean(), f"mean: {share.mean():.1f} %")
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 1.05 * floor.max())
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))

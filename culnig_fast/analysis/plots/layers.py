@@ -9,7 +9,7 @@ import numpy as np
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.layers import RANDOM
 from culnig_fast.analysis.names import counted, listed, module_label, set_label
-from culnig_fast.analysis.style import FILLS, INK, ORANGE, in_style, new_figure
+from culnig_fast.analysis.style import FILLS, INK, in_style, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,9 +40,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         if len(drawn):
             number = int(drawn["sets"].iloc[0])
             axes.errorbar(
-                drawn["layer"], drawn["neurons"], yerr=np.nan_to_num(drawn["sd"]), color=ORANGE, marker="o",
-                markersize=3, linestyle="--", capsize=1.5, elinewidth=0.8, markeredgecolor="white",
-                markeredgewidth=0.4, label=f"{counted(number, 'random set')}: mean ± sd",
+                drawn["layer"], drawn["neurons"], yerr=np.nan_to_num(drawn["sd"]), color=INK, marker="o",
+                markersize=3, linestyle="--", capsize=1.5, elinewidth=0.8, linewidth=0.9, markerfacecolor="white",
+                markeredgewidth=0.7, label=f"{counted(number, 'random set')}: mean ± sd",
             )  # fmt: skip
         axes.set_title(module_label(module))
         axes.set_ylim(bottom=0, top=_top(here))

@@ -36,6 +36,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": INK}, label=_label(part, own),
         )  # fmt: skip
     axes.axhline(0, color=INK, linewidth=0.7)
+    axes.spines["bottom"].set_visible(False)
     many = len(tasks) > 6
     labels = [name.replace("_", " ") for name in tasks]
     axes.set_xticks(

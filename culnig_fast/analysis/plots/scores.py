@@ -8,7 +8,7 @@ import numpy as np
 
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.names import counted, set_label
-from culnig_fast.analysis.style import BLUE, INK, ORANGE, PALE, in_style, new_figure
+from culnig_fast.analysis.style import BLUE, INK, PALE, in_style, mark_value, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                  label="all neurons of the pool")  # fmt: skip
         axes.bar(low, own["selected"], width, align="edge", color=BLUE, hatch="////", edgecolor=INK, linewidth=0.3,
                  label="culture-general")  # fmt: skip
-        axes.axvline(own["threshold"].iloc[0], color=ORANGE, linestyle="--", linewidth=1.6, label="threshold")
+        mark_value(axes, own["threshold"].iloc[0], "threshold")
         _set_scales(axes, own)
         axes.set_title(f"{set_label(pool)}: {counted(int(own['neurons'].sum()), 'neuron')}")
         axes.set_ylabel("neurons")

@@ -8,7 +8,7 @@ import numpy as np
 
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.names import counted
-from culnig_fast.analysis.style import BLUE, GREEN, ORANGE, in_style, new_figure
+from culnig_fast.analysis.style import BLUE, GREEN, INK, in_style, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         x, own["jaccard_others"], linestyle="none", marker="^", markersize=4, markerfacecolor="white", color=GREEN,
         label="with the other resamples' sets, mean",
     )  # fmt: skip
-    axes.plot(x, own["expected"], linestyle="--", color=ORANGE, marker="s" if len(own) == 1 else "", label="by chance")
+    axes.plot(x, own["expected"], linestyle="--", color=INK, marker="s" if len(own) == 1 else "", label="by chance")
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlim(0.4, len(own) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
