@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,25 +13,10 @@ from culnig_fast.neurons import NeuronSet
 if TYPE_CHECKING:
     import pandas as pd
 
-
-class Instances(Protocol):
-    """What is read of an instance table.
-
-    Attributes:
-        neurons: the chosen neurons.
-        scores: float64 [samples, neurons], s of each sample.
-        probability: float64 [samples], P of each sample's answer.
-        ids, groups: [samples].
-    """
-
-    neurons: NeuronSet
-    scores: np.ndarray
-    probability: np.ndarray
-    ids: tuple[str, ...]
-    groups: tuple[str, ...]
+    from culnig_fast.instances import InstanceTable
 
 
-def positive_shares(table: Instances, sets: Mapping[str, NeuronSet] | None = None) -> pd.DataFrame:
+def positive_shares(table: InstanceTable, sets: Mapping[str, NeuronSet] | None = None) -> pd.DataFrame:
     """On what share of the samples each neuron's score is above 0, in the table's order.
 
     Args:
@@ -79,7 +64,7 @@ def mean_positive_share(frame: pd.DataFrame, of: str | None = None) -> float:
     return float(shares.mean())
 
 
-def extreme_samples(table: Instances, place: int, count: int = 10) -> tuple[list[int], list[int]]:
+def extreme_samples(table: InstanceTable, place: int, count: int = 10) -> tuple[list[int], list[int]]:
     """Samples on which a neuron scores highest, best first, and lowest, worst first; earlier samples first in ties.
 
     Args:
@@ -92,7 +77,7 @@ def extreme_samples(table: Instances, place: int, count: int = 10) -> tuple[list
 
 
 def instances_dict(
-    table: Instances,
+    table: InstanceTable,
     questions: Mapping[str, Mapping[str, str]],
     sets: Mapping[str, NeuronSet] | None = None,
     count: int = 10,
@@ -144,7 +129,7 @@ def memberships(neurons: NeuronSet, sets: Mapping[str, NeuronSet]) -> list[list[
     ]
 
 
-def check_instances(table: Instances) -> None:
+def check_instances(table: InstanceTable) -> None:
     """Raise CulnigError unless there are samples, and scores [samples, neurons] of numbers."""
     shape = (len(table.ids), len(table.neurons))
     if not len(table.ids):
@@ -158,7 +143,7 @@ def check_instances(table: Instances) -> None:
         raise CulnigError("a score of a single sample is NaN or infinite; record again in a wider dtype")
 
 
-def _sample(table: Instances, place: int, row: int) -> dict[str, Any]:
+def _sample(table: InstanceTable, place: int, row: int) -> dict[str, Any]:
     return {
         "id": table.ids[row],
         "score": float(table.scores[row, place]),

@@ -74,6 +74,26 @@ class Bootstrap:
 
 
 @dataclass(frozen=True)
+class Analyses:
+    """What is looked at beyond the tables.
+
+    Attributes:
+        resamples: bootstrap resamples of the questions that the general set is chosen anew for; each score table takes
+            one more pass and 8 bytes a neuron and resample. 0 leaves stability out.
+        seed: of the resamples.
+        shown: at most that many neurons of a country's set are looked at sample by sample.
+        samples: top and bottom samples of a neuron that are kept with their text.
+        kin: groups of countries known to be kin, to be found again by the kinship analysis.
+    """
+
+    resamples: int = 0
+    seed: int = 0
+    shown: int = 200
+    samples: int = 5
+    kin: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A checked config; `reading.load_config` makes one.
 
@@ -103,6 +123,7 @@ class RunConfig:
     max_new_tokens: int = 32
     checkpoint_seconds: float = 60.0
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    analyses: Analyses = field(default_factory=Analyses)
     published: str | None = None
 
     def task(self, label: str) -> TaskConfig:

@@ -14,7 +14,7 @@ from culnig_fast.pipeline.run import Step
 from culnig_fast.pipeline.workbench import Workbench
 from culnig_fast.questions import EncodedQuestions
 
-_COUNTED = {"scores": "scoring", "activations": "evaluation", "results": "evaluation"}
+_COUNTED = {"scores": "scoring", "instances": "scoring", "activations": "evaluation", "results": "evaluation"}
 
 _BATCHES = 8
 """Batches that are timed: one alone would charge a call's own cost to its few tokens."""

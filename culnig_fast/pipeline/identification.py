@@ -45,8 +45,8 @@ def sets(config: RunConfig) -> tuple[str, ...]:
     )
 
 
-def score(bench: Workbench, label: str, split: str, path: Path, partial: Path) -> None:
-    """Write one score table; continues from `partial`."""
+def score(bench: Workbench, label: str, split: str, path: Path, partial: Path, resamples: int = 0) -> None:
+    """Write one score table, of groups or of `resamples` bootstrap resamples; continues from `partial`."""
     from culnig_fast.attribution import attribute
 
     config = bench.config
@@ -57,6 +57,8 @@ def score(bench: Workbench, label: str, split: str, path: Path, partial: Path) -
         sites=config.sites,
         control=split == "control",
         batch_tokens=config.batch_tokens,
+        resamples=resamples,
+        seed=config.analyses.seed,
         on_unusable=config.on_unusable,
         checkpoint=partial,
         checkpoint_seconds=config.checkpoint_seconds,
@@ -126,11 +128,16 @@ def load_set(out: Path, name: str) -> NeuronSet:
     return NeuronSet.load(out / "neurons" / f"{name}.json")
 
 
+def load_table(out: Path, name: str) -> ScoreTable:
+    """A score table of the run that was made already."""
+    return ScoreTable.load(out / "scores" / f"{name}.safetensors")
+
+
 _SCORES = tuple(f"scores/{name}" for name in TABLES)
 
 
 def _load_tables(out: Path) -> tuple[ScoreTable, ...]:
-    return tuple(ScoreTable.load(out / "scores" / f"{name}.safetensors") for name in TABLES)
+    return tuple(load_table(out, name) for name in TABLES)
 
 
 def _general(bench: Workbench, out: Path) -> Choice:
@@ -171,8 +178,7 @@ def _random(out: Path, seed: int) -> Choice:
     from culnig_fast.selection import select_random
 
     def choose() -> NeuronSet:
-        layout = ScoreTable.load(out / "scores" / "neur.safetensors").layout
-        return select_random(layout, len(load_set(out, "general")), seed=seed)
+        return select_random(load_table(out, "neur").layout, len(load_set(out, "general")), seed=seed)
 
     return Choice(choose, ("scores/neur", "neurons/general"), seed)
 

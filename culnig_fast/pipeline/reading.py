@@ -14,6 +14,7 @@ from culnig_fast.neurons import check_module_names
 from culnig_fast.pipeline.config import (
     BASELINES,
     LANGUAGES,
+    Analyses,
     Bootstrap,
     ModelConfig,
     RunConfig,
@@ -115,6 +116,7 @@ def _parse(section: Section, folder: Path) -> RunConfig:
         max_new_tokens=section.whole("max_new_tokens", 32, low=1) or 32,
         checkpoint_seconds=section.number("checkpoint_seconds", 60.0, low=0),
         bootstrap=_bootstrap(section.section("bootstrap")),
+        analyses=_analyses(section.section("analyses")),
         published=section.text("published"),
     )
     section.finish()
@@ -270,3 +272,30 @@ def _bootstrap(part: Section) -> Bootstrap:
     )
     part.finish()
     return drawn
+
+
+def _analyses(part: Section) -> Analyses:
+    counts = {
+        name: part.whole(name, default, low=low) or 0
+        for name, default, low in (
+            ("resamples", Analyses.resamples, 0),
+            ("seed", Analyses.seed, 0),
+            ("shown", Analyses.shown, 1),
+            ("samples", Analyses.samples, 1),
+        )
+    }
+    analyses = Analyses(**counts, kin=_kin(part))
+    part.finish()
+    return analyses
+
+
+def _kin(part: Section) -> tuple[tuple[str, ...], ...]:
+    groups = part.raw("kin") or []
+    if not isinstance(groups, list) or not all(
+        isinstance(group, list) and len(group) > 1 and all(isinstance(name, str) for name in group) for group in groups
+    ):
+        raise CulnigError(f"{part.name('kin')} is {groups!r}; give lists of at least two countries each")
+    try:
+        return tuple(tuple(map(country_name, group)) for group in groups)
+    except CulnigError as error:
+        raise CulnigError(f"{part.name('kin')}: {error}") from error

@@ -12,6 +12,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import Evaluation
 from culnig_fast.files import read_json, write_json, write_text
 from culnig_fast.pipeline.conditions import conditions
+from culnig_fast.pipeline.config import RunConfig
 from culnig_fast.pipeline.digests import code_digest, digest
 from culnig_fast.pipeline.identification import load_set, specific
 from culnig_fast.pipeline.workbench import Workbench
@@ -85,8 +86,8 @@ def make_tables(bench: Workbench, out: Path) -> list[Table]:
     """Every table of the run, in the order of `table_names`."""
     config = bench.config
     drawing = Drawing(**asdict(config.bootstrap))
-    sizes = {c.name: len(load_set(out, c.neurons)) for c in conditions(config) if c.neurons is not None}
-    results = {label: _points(bench, out, label) for label in bench.evaluated()}
+    sizes = set_sizes(config, out)
+    results = {label: task_points(bench, out, label) for label in bench.evaluated()}
     parts = {
         "original": "original",
         "MLP and attention suppressed": "suppressed",
@@ -146,6 +147,16 @@ def read_summary(out: Path) -> dict[str, Any]:
     return value
 
 
+def set_sizes(config: RunConfig, out: Path) -> dict[str, int]:
+    """Neurons of each condition that suppresses or doubles some."""
+    return {c.name: len(load_set(out, c.neurons)) for c in conditions(config) if c.neurons is not None}
+
+
+def random_conditions(config: RunConfig) -> tuple[str, ...]:
+    """Names of the conditions that suppress random sets; those of the sets are the same."""
+    return tuple(f"random-{seed}" for seed in config.seeds)
+
+
 def _write(table: Table, out: Path) -> None:
     for ending, writer in _WRITERS.items():
         write_text(out / "tables" / f"{table.name}{ending}", writer(table), overwrite=True)
@@ -155,7 +166,8 @@ def _result(out: Path, label: str, condition: str) -> Evaluation:
     return Evaluation.load(out / "results" / condition / f"{label}.jsonl")
 
 
-def _points(bench: Workbench, out: Path, label: str) -> TaskPoints:
+def task_points(bench: Workbench, out: Path, label: str) -> TaskPoints:
+    """What every condition scored on one task of the run; CulnigError when they are of different questions."""
     first = _result(out, label, "original")
     points = {}
     for condition in conditions(bench.config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class Stage:
     """One step of a run.
 
     Attributes:
-        name: in the manifest; its first part is its kind: scores, activations, neurons, results or tables.
+        name: in the manifest; its first part is its kind.
         needs: names of the stages whose outputs it reads.
         outputs: the files it writes.
         inputs: named digests of everything else that its outputs depend on.
@@ -36,7 +36,7 @@ class Stage:
 
     @property
     def kind(self) -> str:
-        """scores, activations, neurons, results, tables or published."""
+        """scores, activations, neurons, results, tables, instances, analysis, figures, facts or published."""
         return self.name.split("/")[0]
 
 
@@ -49,6 +49,8 @@ def plan(bench: Workbench, compare: bool = False) -> list[Stage]:
     """
     out = bench.config.out
     stages = [_scores(bench, out, name) for name in found.tables(bench.config)]
+    if bench.config.analyses.resamples:
+        stages += [_scores(bench, out, name, bench.config.analyses.resamples) for name in found.tables(bench.config)]
     if found.counted(bench.config):
         stages.append(_activations(bench, out))
     stages += [_neurons(bench, out, name) for name in found.sets(bench.config)]
@@ -60,6 +62,8 @@ def plan(bench: Workbench, compare: bool = False) -> list[Stage]:
     ]
     stages += results
     stages.append(_tables(bench, out, results))
+    stages += _looked_at(bench, out, results)
+    stages.append(_facts(bench, out))
     if compare:
         stages.append(_published(bench, out))
     return stages
@@ -86,17 +90,20 @@ def _common(bench: Workbench, label: str, split: str, code: str, options: Mappin
     }
 
 
-def _scores(bench: Workbench, out: Path, name: str) -> Stage:
-    label, split = found.tables(bench.config)[name]
+def _scores(bench: Workbench, out: Path, table: str, resamples: int = 0) -> Stage:
+    label, split = found.tables(bench.config)[table]
+    name = f"resampled-{table}" if resamples else table
     path = out / "scores" / f"{name}.safetensors"
     code = code_digest("culnig_fast.attribution")
-    options = {"sites": bench.config.sites, "split": split}
+    options: dict[str, Any] = {"sites": bench.config.sites, "split": split}
+    if resamples:
+        options["resamples"] = [resamples, bench.config.analyses.seed]
     return Stage(
         name=f"scores/{name}",
         needs=(),
         outputs=(path,),
         inputs=lambda: _common(bench, label, split, code, options),
-        make=lambda partial: found.score(bench, label, split, path, partial),
+        make=lambda partial: found.score(bench, label, split, path, partial, resamples),
         size=(label, split),
     )
 
@@ -157,6 +164,78 @@ def _tables(bench: Workbench, out: Path, results: list[Stage]) -> Stage:
         outputs=reporting.table_paths(bench, out),
         inputs=lambda: reporting.inputs(bench, out),
         make=lambda partial: reporting.write_tables(bench, out),
+    )
+
+
+def _looked_at(bench: Workbench, out: Path, results: list[Stage]) -> list[Stage]:
+    """Single samples, analyses and, where matplotlib is installed, figures."""
+    import importlib.util
+
+    import pandas as pd
+
+    from culnig_fast.pipeline import analyses
+
+    config = bench.config
+    sets = ("neurons/general", *(f"neurons/{found.specific(country)}" for country in config.countries))
+    recording = code_digest("culnig_fast.instances")
+    stages = [
+        Stage(
+            name="instances",
+            needs=sets,
+            outputs=(analyses.instance_path(out),),
+            inputs=lambda: _common(bench, config.culture, "neur", recording, {"shown": config.analyses.shown}),
+            make=lambda partial: analyses.record(bench, out),
+            size=(config.culture, "neur"),
+        ),
+        Stage(
+            name="analysis",
+            needs=(
+                *(f"scores/{name}" for name in found.tables(config)),
+                *(f"scores/resampled-{name}" for name in found.tables(config) if config.analyses.resamples),
+                *(f"neurons/{name}" for name in found.sets(config)),
+                *(stage.name for stage in results),
+                "tables",
+                "instances",
+            ),
+            outputs=analyses.paths(bench, out),
+            inputs=lambda: {
+                "options": digest([asdict(config.analyses), asdict(config.bootstrap), asdict(config.thresholds)]),
+                "code": code_digest("culnig_fast.pipeline.analyses"),
+                "libraries": digest([pd.__version__]),
+            },
+            make=lambda partial: analyses.write(bench, out),
+        ),
+    ]
+    if importlib.util.find_spec("matplotlib") is not None:
+        import matplotlib
+
+        stages.append(
+            Stage(
+                name="figures",
+                needs=("analysis",),
+                outputs=analyses.figure_paths(bench, out),
+                inputs=lambda: {
+                    "code": code_digest("culnig_fast.analysis.catalogue", "culnig_fast.analysis.style"),
+                    "libraries": digest([matplotlib.__version__]),
+                },
+                make=lambda partial: analyses.write_figures(bench, out),
+            )
+        )
+    return stages
+
+
+def _facts(bench: Workbench, out: Path) -> Stage:
+    from culnig_fast.pipeline import facts
+
+    return Stage(
+        name="facts",
+        needs=(
+            *(f"scores/{name}" for name in found.tables(bench.config)),
+            *(f"neurons/{n}" for n in found.sets(bench.config)),
+        ),
+        outputs=(out / facts.NAME,),
+        inputs=lambda: {"facts": digest(facts.known(bench))},
+        make=lambda partial: facts.write(bench, out),
     )
 
 
