@@ -1,0 +1,151 @@
+"""The data behind the neuron tables and the neurons' samples, as the page's script reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from culnig_fast.errors import CulnigError
+from culnig_fast.neurons import MODULE_NAMES
+from culnig_fast.report.limits import NEURON_ROWS, QUESTION_CHARACTERS, SAMPLED_NEURONS, shares
+from culnig_fast.report.reading import RunFiles, country_of
+
+_TITLES = {
+    "general": "culture-general",
+    "mlp": "culture-general, MLP alone",
+    "attention": "culture-general, attention alone",
+    "lape": "LAPE",
+    "cape": "CAPE",
+}
+
+Key = tuple[str, int, int]
+"""Module, layer, column."""
+
+
+def neuron_data(run: RunFiles) -> dict[str, Any]:
+    """Everything that the neuron tables show, ready for JSON, within the limits of a page.
+
+    Returns:
+        `modules`: names; `sets`: name, title, country, size, and rows of (index of the module, layer, column, score,
+        positive share or None), best first; `samples`: top and bottom rows of (index of the question, score, P) by
+        `layer/module/column`; `questions`: rows of (id, group, answer, prompt); `notes`: what was left out.
+    """
+    instances = _Instances(run.instances)
+    notes: list[str] = []
+    sets = _sets(run, instances, notes)
+    samples, questions = instances.embedded(notes)
+    return {"modules": list(MODULE_NAMES), "sets": sets, "samples": samples, "questions": questions, "notes": notes}
+
+
+def set_title(name: str) -> str:
+    """A neuron set's name as people read it."""
+    country = country_of(name)
+    return _TITLES.get(name, name.replace("_", " ").replace("-", " ")) if country is None else f"specific to {country}"
+
+
+def _sets(run: RunFiles, instances: _Instances, notes: list[str]) -> list[dict[str, Any]]:
+    names = list(run.sets)
+    sizes = [len(run.sets[name]) for name in names]
+    drawn = [name.startswith("random-") for name in names]
+    # Nobody looks long at random neurons: they get what the others leave.
+    granted = shares([0 if random else size for size, random in zip(sizes, drawn, strict=True)], NEURON_ROWS)
+    rest = shares(
+        [size if random else 0 for size, random in zip(sizes, drawn, strict=True)], NEURON_ROWS - sum(granted)
+    )
+    found: list[dict[str, Any]] = []
+    for name, size, own, left in zip(names, sizes, granted, rest, strict=True):
+        shown = own + left
+        rows = [
+            [
+                MODULE_NAMES.index(neuron.module_name),
+                neuron.layer_idx,
+                neuron.neuron_idx,
+                rounded(neuron.attribute_score),
+                instances.share((neuron.module_name, neuron.layer_idx, neuron.neuron_idx)),
+            ]
+            for neuron, _ in zip(run.sets[name], range(shown), strict=False)
+        ]
+        found.append({"name": name, "title": set_title(name), "country": country_of(name), "size": size, "rows": rows})
+    cut = [entry for entry in found if len(entry["rows"]) < entry["size"]]
+    if cut:
+        first = cut[0]
+        notes.append(
+            f"The page holds {NEURON_ROWS:,} rows; {len(cut)} of {len(found)} sets are cut to their best neurons, "
+            f"{first['title']} to {len(first['rows']):,} of {first['size']:,}. The folder neurons has them whole."
+        )
+    return found
+
+
+class _Instances:
+    """What `analysis/instances.json` holds, checked, by neuron."""
+
+    def __init__(self, value: Mapping[str, Any] | None) -> None:
+        self.neurons: dict[Key, Mapping[str, Any]] = {}
+        self.questions: Mapping[str, Any] = {} if value is None else value["questions"]
+        try:
+            for entry in () if value is None else value["neurons"]:
+                key = (str(entry["module_name"]), int(entry["layer_idx"]), int(entry["neuron_idx"]))
+                self.neurons[key] = entry
+                for sample in (*entry["top"], *entry["bottom"]):
+                    question = self.questions[sample["id"]]
+                    _ = question["prompt"], question["answer"], question["group"]
+                    _ = float(sample["score"]), float(sample["probability"])
+                _ = float(entry["positive_share"]), [str(name) for name in entry["sets"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CulnigError(
+                f"analysis/instances.json is damaged ({error!r}); delete it and continue the run"
+            ) from error
+
+    def share(self, key: Key) -> float | None:
+        """The share of samples with a positive score, or None."""
+        entry = self.neurons.get(key)
+        return None if entry is None else rounded(entry["positive_share"])
+
+    def embedded(self, notes: list[str]) -> tuple[dict[str, Any], list[list[str]]]:
+        """The samples of as many neurons as a page holds, in turn from every set, and their questions."""
+        samples: dict[str, Any] = {}
+        positions: dict[str, int] = {}
+        characters = 0
+        for key in self._in_turn():
+            entry = self.neurons[key]
+            ids = {sample["id"] for sample in (*entry["top"], *entry["bottom"])}
+            more = sum(len(str(self.questions[name]["prompt"])) for name in ids if name not in positions)
+            if len(samples) == SAMPLED_NEURONS or characters + more > QUESTION_CHARACTERS:
+                notes.append(
+                    f"The page holds the samples of {len(samples):,} of {len(self.neurons):,} neurons, the best of "
+                    "each set; analysis/instances.json has all."
+                )
+                break
+            characters += more
+            module, layer, column = key
+            samples[f"{layer}/{module}/{column}"] = [
+                [
+                    [positions.setdefault(sample["id"], len(positions)), rounded(sample["score"]),
+                     rounded(sample["probability"])]
+                    for sample in entry[end]
+                ]
+                for end in ("top", "bottom")
+            ]  # fmt: skip
+        rows = [
+            [name, *(str(self.questions[name][field]) for field in ("group", "answer", "prompt"))] for name in positions
+        ]
+        return samples, rows
+
+    def _in_turn(self) -> Iterable[Key]:
+        """Every neuron once: the first of each set, the second of each, and so on."""
+        by_set: dict[str, list[Key]] = {}
+        for key, entry in self.neurons.items():
+            for name in map(str, entry["sets"]) if entry["sets"] else ("",):
+                by_set.setdefault(name, []).append(key)
+        for keys in by_set.values():
+            keys.sort(key=lambda key: -float(self.neurons[key].get("attribute_score", 0.0)))
+        longest = max(map(len, by_set.values()), default=0)
+        turns = (keys[rank] for rank in range(longest) for keys in by_set.values() if rank < len(keys))
+        return dict.fromkeys(turns)
+
+
+def rounded(value: Any) -> float | None:
+    """Six digits, which no reader misses; None for what is no finite number, which JSON cannot hold."""
+    number = float(value)
+    return float(f"{number:.6g}") if math.isfinite(number) else None
