@@ -68,7 +68,8 @@ def run_facts(run: RunFiles) -> list[Facts]:
     ):
         value = _sizes(run) if key == "neurons" else facts.get(key)
         if isinstance(value, Mapping) and value:
-            groups.append(Facts(title, tuple((plain_name(str(name)), plain(item)) for name, item in value.items())))
+            named = str if key in ("versions", "neurons") else plain_name
+            groups.append(Facts(title, tuple((named(str(name)), plain(item)) for name, item in value.items())))
         elif value not in (None, {}, []):
             groups.append(Facts(title, ((title, plain(value)),)))
     rest = {key: facts[key] for key in ("device", "countries", "seeds") if facts.get(key) not in (None, [], "")}

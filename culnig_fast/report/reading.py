@@ -153,7 +153,9 @@ def _table_from_csv(name: str, text: str) -> Table | None:
     cells: dict[tuple[str, str], Cell] = {}
     try:
         for row in rows:
-            numbers = {key: float(row[key]) for key in ("low", "high", "sd", "p", "p_holm") if row.get(key)}
+            numbers: dict[str, Any] = {
+                key: float(row[key]) for key in ("low", "high", "sd", "p", "p_holm") if row.get(key)
+            }
             cells[row["row"], row["column"]] = Cell(float(row["value"]), bold=row.get("bold") == "True", **numbers)
         sizes = {row["row"]: int(row["neurons"]) if row["neurons"] else None for row in rows}
     except (TypeError, ValueError):

@@ -79,7 +79,7 @@ def inline_svg(text: str, prefix: str, alt: str) -> Drawing:
 
 
 def _drawing(root: ET.Element, prefix: str, alt: str) -> Drawing:
-    ids = {str(element.get("id")) for element in root.iter() if element.get("id")}
+    ids = _unique_ids(root)
     _check_uses(root)
     everything = _take_out_styles(root)
     box = _view_box(root)
@@ -107,6 +107,18 @@ def _parse(text: str) -> ET.Element:
             if child.tag == f"{_SVG}metadata":
                 parent.remove(child)
     return root
+
+
+def _unique_ids(root: ET.Element) -> set[str]:
+    """The ids of the drawing; one that is there twice stays where a browser would look for it, at its first element."""
+    ids: set[str] = set()
+    for element in root.iter():
+        name = element.get("id")
+        if name is not None and (not name or name in ids or len(name.split()) != 1):
+            del element.attrib["id"]
+        elif name is not None:
+            ids.add(name)
+    return ids
 
 
 def _check_uses(root: ET.Element) -> None:
