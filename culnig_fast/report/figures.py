@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from culnig_fast.errors import CulnigError
 from culnig_fast.report.limits import FIGURE_BYTES, FIGURES_BYTES, PREVIEW_ROWS
 from culnig_fast.report.reading import RunFiles, read_text
 from culnig_fast.report.svg import Drawing, UnsafeSvgError, inline_svg
@@ -70,11 +71,9 @@ def _alt(run: RunFiles, name: str, plot: Described | None, title: str) -> str:
         return title
     import pandas as pd
 
-    from culnig_fast.errors import CulnigError
-
+    text = read_text(run.analyses[name])
     try:
-        # Empty texts are names here (a row without a country), numbers stay numbers.
-        described = str(plot.describe(pd.read_csv(run.analyses[name])))
+        described = str(plot.describe(pd.read_csv(io.StringIO(text))))
     except Exception as error:  # a csv of another version or edited by hand, in whatever way it fails
         raise CulnigError(
             f"{run.analyses[name]} cannot be described ({error!r}); delete it and continue the run"

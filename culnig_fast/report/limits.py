@@ -8,16 +8,16 @@ NEURON_ROWS = 20_000
 SAMPLED_NEURONS = 200
 """Neurons whose top and bottom samples are embedded."""
 
-QUESTION_CHARACTERS = 800_000
-"""Of all questions shown under neurons together."""
+QUESTION_BYTES = 800_000
+"""Of all questions shown under neurons together, as the page holds them."""
 
-FIGURE_BYTES = 500_000
-"""Of one figure."""
+FIGURE_BYTES = 800_000
+"""Of one figure's file."""
 
-FIGURES_BYTES = 1_500_000
-"""Of all figures together."""
+FIGURES_BYTES = 2_000_000
+"""Of all figures together, as the page holds them."""
 
-CSV_BYTES = 900_000
+CSV_BYTES = 750_000
 """Of all csv files together, before they are encoded (which adds a third)."""
 
 PREVIEW_ROWS = 40

@@ -8,7 +8,8 @@ from typing import Any
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import MODULE_NAMES
-from culnig_fast.report.limits import NEURON_ROWS, QUESTION_CHARACTERS, SAMPLED_NEURONS, shares
+from culnig_fast.report.inert import script_json
+from culnig_fast.report.limits import NEURON_ROWS, QUESTION_BYTES, SAMPLED_NEURONS, shares
 from culnig_fast.report.reading import RunFiles, country_of
 
 _TITLES = {
@@ -106,18 +107,18 @@ class _Instances:
         """The samples of as many neurons as a page holds, in turn from every set, and their questions."""
         samples: dict[str, Any] = {}
         positions: dict[str, int] = {}
-        characters = 0
+        size = 0
         for key in self._in_turn():
             entry = self.neurons[key]
             ids = {sample["id"] for sample in (*entry["top"], *entry["bottom"])}
-            more = sum(len(str(self.questions[name]["prompt"])) for name in ids if name not in positions)
-            if len(samples) == SAMPLED_NEURONS or characters + more > QUESTION_CHARACTERS:
+            more = sum(self._size(name) for name in ids if name not in positions)
+            if len(samples) == SAMPLED_NEURONS or size + more > QUESTION_BYTES:
                 notes.append(
                     f"The page holds the samples of {len(samples):,} of {len(self.neurons):,} neurons, the best of "
                     "each set; analysis/instances.json has all."
                 )
                 break
-            characters += more
+            size += more
             module, layer, column = key
             samples[f"{layer}/{module}/{column}"] = [
                 [
@@ -131,6 +132,9 @@ class _Instances:
             [name, *(str(self.questions[name][field]) for field in ("group", "answer", "prompt"))] for name in positions
         ]
         return samples, rows
+
+    def _size(self, name: str) -> int:
+        return len(script_json(str(self.questions[name]["prompt"])).encode())
 
     def _in_turn(self) -> Iterable[Key]:
         """Every neuron once: the first of each set, the second of each, and so on."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -16,6 +14,7 @@ from markupsafe import Markup
 from culnig_fast.report.about import key_figures, model_name, run_facts, tasks, times
 from culnig_fast.report.downloads import downloads
 from culnig_fast.report.figures import Described, figures
+from culnig_fast.report.inert import script_json
 from culnig_fast.report.neurons import neuron_data
 from culnig_fast.report.reading import RunFiles
 from culnig_fast.tables.table import Table
@@ -97,12 +96,6 @@ def policy(style: str, script: str) -> str:
         f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def script_json(value: Any) -> str:
-    """JSON that can stand inside a `script` element: nothing in it ends the element or a line of a script."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def tab_name(table: Table) -> str:

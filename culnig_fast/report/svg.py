@@ -40,6 +40,7 @@ _ATTRIBUTES = _PROPERTIES | _words(
 _URL = re.compile(r"url\(\s*(['\"]?)#([^'\")\s]+)\1\s*\)")
 _PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=\s]+")
 _FONT = re.compile(r"(?:(italic|oblique|normal)\s+)?(?:(bold|normal|\d{3})\s+)?([\d.]+(?:px|pt))\s+([^;]+)")
+_DIGITS = re.compile(r"\d+\.\d{3,}(?:e[-+]?\d+)?")
 _EVERYTHING = re.compile(r"\s*\*\s*\{([^{}]*)\}\s*")
 
 
@@ -167,11 +168,17 @@ def _element(element: ET.Element, prefix: str, ids: set[str]) -> str:
         elif key == "id":
             attributes["id"] = prefix + value
         elif key in _ATTRIBUTES:
-            attributes.setdefault(key, _references(value, prefix, ids))
+            text = _references(value, prefix, ids)
+            attributes.setdefault(key, _shortened(text) if key in ("d", "points", "x", "y") else text)
         elif key != "{http://www.w3.org/XML/1998/namespace}space" and key not in ("class", "type"):
             raise UnsafeSvgError(f"holds an attribute {key[:60]!r}, which no drawing needs")
     inner = "".join(_element(child, prefix, ids) + str(escape(_tail(child, name))) for child in element)
     return f"<{name}{_written(attributes)}>{escape(_text(element, name))}{inner}</{name}>"
+
+
+def _shortened(coordinates: str) -> str:
+    """Five digits a number: a hundredth of a point on a printed page, and a third less to load."""
+    return _DIGITS.sub(lambda found: f"{float(found[0]):.5g}", coordinates)
 
 
 def _text(element: ET.Element, name: str) -> str:

@@ -45,10 +45,20 @@ class Outline(HTMLParser):
         assert self._open, f"</{tag}> closes nothing"
         assert self._open[-1].tag == tag, f"</{tag}> while {self._open[-1].tag} is open"
         self._open.pop()
+        if tag in ("td", "th", "dt", "dd", "li", "span"):  # shown apart, whether or not a space is between them
+            self.handle_data(" ")
 
     def handle_data(self, data: str) -> None:
         for element in self._open:
             element.text += data
+
+    def words(self, tag: str) -> list[str]:
+        """The texts of the elements of that name, each run of spaces as one."""
+        return [" ".join(element.text.split()) for element in self.all(tag)]
+
+    def missing(self) -> list[str]:
+        """The sentences that say what the folder lacks; those for readers without scripts are not among them."""
+        return [e.text for e in self.all("p") if e.attributes.get("class") == "missing" and not e.inside("noscript")]
 
     def all(self, *tags: str) -> list[Element]:
         """The elements of these names."""

@@ -81,6 +81,12 @@ def test_a_drawing_keeps_its_parts_under_names_of_its_own() -> None:
     assert "example.org" not in drawing.markup
 
 
+def test_numbers_are_cut_to_five_digits() -> None:
+    path = '<path d="M 210.798979 -0.000123456 L 1.5 1.234567e-05" transform="scale(0.0123456789)"/>'
+    markup = inline_svg(DRAWING.replace("</svg>", f"{path}</svg>"), "f-", "").markup
+    assert '<path d="M 210.8 -0.00012346 L 1.5 1.2346e-05" transform="scale(0.0123456789)">' in markup
+
+
 def test_an_id_that_is_there_twice_stays_at_its_first_element() -> None:
     twice = DRAWING.replace("</svg>", '<rect id="m1" width="1" height="1"/><g id=" "/></svg>')
     assert inline_svg(twice, "f-", "").markup.count('id="f-m1"') == 1
