@@ -28,12 +28,13 @@ class Described(Protocol):
 
 @dataclass(frozen=True)
 class Preview:
-    """The first rows of a csv as text, and how many there are."""
+    """The first rows of a csv as text, how many there are, and which columns hold nothing but numbers."""
 
     file: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     total: int
+    numeric: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _alt(run: RunFiles, name: str, plot: Described | None, title: str) -> str:
         raise CulnigError(
             f"{run.analyses[name]} cannot be described ({error!r}); delete it and continue the run"
         ) from error
-    return f"{title}. {described}"
+    return f"{title if title.endswith('?') else title + '.'} {described}"
 
 
 def _drawing(path: Path | None, prefix: str, alt: str, left: int) -> tuple[Drawing | None, str | None]:
@@ -103,12 +104,21 @@ def _preview(path: Path | None) -> Preview | None:
     if not rows:
         return None
     body = tuple(tuple(map(_shown, row)) for row in rows[1 : PREVIEW_ROWS + 1])
-    return Preview(f"analysis/{path.name}", tuple(name.replace("_", " ") for name in rows[0]), body, len(rows) - 1)
+    head = tuple(name.replace("_", " ") for name in rows[0])
+    numeric = frozenset(i for i in range(len(head)) if all(_is_number(row[i]) for row in body if row[i : i + 1]))
+    return Preview(f"analysis/{path.name}", head, body, len(rows) - 1, numeric)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or "0")
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(text: str) -> str:
     """A csv's cell, a long number cut to four digits."""
-    try:
-        return text if len(text) < 8 or text.lstrip("-").isdecimal() else f"{float(text):.4g}"
-    except ValueError:
+    if len(text) < 8 or text.lstrip("-").isdecimal() or not _is_number(text):
         return text
+    return f"{float(text):.4g}"

@@ -10,7 +10,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import MODULE_NAMES
 from culnig_fast.report.inert import script_json
 from culnig_fast.report.limits import NEURON_ROWS, QUESTION_BYTES, SAMPLED_NEURONS, shares
-from culnig_fast.report.reading import RunFiles, country_of
+from culnig_fast.report.reading import RunFiles, country_of, set_rank
 
 _TITLES = {
     "general": "culture-general",
@@ -46,17 +46,10 @@ def set_title(name: str) -> str:
 
 
 def _sets(run: RunFiles, instances: _Instances, notes: list[str]) -> list[dict[str, Any]]:
-    names = list(run.sets)
-    sizes = [len(run.sets[name]) for name in names]
-    drawn = [name.startswith("random-") for name in names]
-    # Nobody looks long at random neurons: they get what the others leave.
-    granted = shares([0 if random else size for size, random in zip(sizes, drawn, strict=True)], NEURON_ROWS)
-    rest = shares(
-        [size if random else 0 for size, random in zip(sizes, drawn, strict=True)], NEURON_ROWS - sum(granted)
-    )
+    granted = _granted({name: len(chosen) for name, chosen in run.sets.items()})
     found: list[dict[str, Any]] = []
-    for name, size, own, left in zip(names, sizes, granted, rest, strict=True):
-        shown = own + left
+    for name, shown in granted.items():
+        size = len(run.sets[name])
         rows = [
             [
                 MODULE_NAMES.index(neuron.module_name),
@@ -76,6 +69,24 @@ def _sets(run: RunFiles, instances: _Instances, notes: list[str]) -> list[dict[s
             f"{first['title']} to {len(first['rows']):,} of {first['size']:,}. The folder neurons has them whole."
         )
     return found
+
+
+def _granted(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Rows that each set gets: the general one first, then countries and other methods, then the rest.
+
+    The rest is the general set's parts, which repeat it, and random neurons, at which nobody looks long. The general
+    set leaves half of the page to others.
+    """
+    tiers: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    for name in sizes:
+        tiers[{0: 0, 2: 1, 3: 1}.get(set_rank(name)[0], 2)].append(name)
+    left = NEURON_ROWS
+    granted = dict.fromkeys(sizes, 0)
+    for tier, names in tiers.items():
+        given = shares([sizes[name] for name in names], left // 2 if tier == 0 else left)
+        granted |= dict(zip(names, given, strict=True))
+        left -= sum(given)
+    return granted
 
 
 class _Instances:

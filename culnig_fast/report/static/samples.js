@@ -19,7 +19,7 @@ function membership(key) {
   const table = make(
     "table",
     { class: "narrow" },
-    make("caption", {}, "Sets that the neuron is in"),
+    make("caption", {}, make("span", {}, "Sets that the neuron is in")),
     make("thead", {}, make("tr", {}, ...head)),
     make("tbody", {}, ...body),
   );
