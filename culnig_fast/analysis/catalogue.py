@@ -1,4 +1,7 @@
-"""Every figure in the order in which a reader should see them; each is drawn from the csv of its name alone."""
+"""Every figure in the order in which a reader should see them; each is drawn from the csv of its name alone.
+
+A run makes the csv files that it has the data for; the comment above a figure says by which function.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from culnig_fast.analysis.plots import (
     instances,
+    kin,
     kinship,
     kinship_ranks,
     layers,
@@ -109,6 +113,15 @@ _ALL = (
         "of these ranks.",
         kinship_ranks.draw,
         kinship_ranks.describe,
+    ),
+    # analysis.kin.kin_ranks; only where kin are known
+    Plot(
+        "kin",
+        "Are known kin recovered?",
+        "Rank of each known kin under the suppression of the country's neurons (suppressed → kin), by bare drops and "
+        "by drops without each set's and each country's mean effect; dashed: the mean rank of chance.",
+        kin.draw,
+        kin.describe,
     ),
     # analysis.instances.positive_shares
     Plot(

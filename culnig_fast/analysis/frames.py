@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import write_text
@@ -31,11 +31,25 @@ def load_frame(path: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8")
+        # Cells as text first: how exactly pandas reads a number depends on its version.
+        text = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        return pd.DataFrame({name: _column(text[name].tolist()) for name in text.columns})
     except OSError as error:
         raise CulnigError(f"cannot read {path}: {error.strerror}; check the path") from error
     except (ValueError, UnicodeDecodeError) as error:
         raise CulnigError(f"{path} is not a csv file of an analysis ({error}); make the analysis again") from error
+
+
+def _column(cells: list[str]) -> list[Any]:
+    """Truth values, whole numbers or numbers where all cells are such, empty ones being NaN; else the text."""
+    if cells and set(cells) <= {"True", "False"}:
+        return [cell == "True" for cell in cells]
+    for read in (int, lambda cell: float(cell) if cell else float("nan")):
+        try:
+            return [read(cell) for cell in cells]
+        except ValueError:
+            continue
+    return cells
 
 
 def need(frame: pd.DataFrame, columns: Iterable[str], name: str) -> None:

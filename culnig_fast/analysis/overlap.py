@@ -89,13 +89,24 @@ def shared_distribution(sizes: Sequence[int], a: Sequence[int], b: Sequence[int]
         sizes: neurons of each pool.
         a, b: neurons that the two sets draw from each pool.
     """
-    from scipy.stats import hypergeom
-
     result = np.ones(1)
     for size, n_a, n_b in zip(sizes, a, b, strict=True):
-        if n_a and n_b:
-            result = np.convolve(result, hypergeom.pmf(np.arange(min(n_a, n_b) + 1), size, n_a, n_b))
+        result = np.convolve(result, hypergeometric(size, n_a, n_b))
     return result
+
+
+def hypergeometric(size: int, n_a: int, n_b: int) -> np.ndarray:
+    """Probability that two draws from one pool of `size` share 0, 1, … min(n_a, n_b), float64.
+
+    By the ratio of each probability to the one before it. SciPy's takes 90 ms for sets of 1,400 of 40,000 neurons, and
+    a page of 16 countries needs 272 of them.
+    """
+    least, most = max(0, n_a + n_b - size), min(n_a, n_b)
+    k = np.arange(least, most, dtype=np.float64)
+    ratios = (n_a - k) * (n_b - k) / ((k + 1) * (size - n_a - n_b + k + 1))
+    logs = np.concatenate([[0.0], np.cumsum(np.log(ratios))])
+    chances = np.exp(logs - logs.max())
+    return np.concatenate([np.zeros(least), chances / chances.sum()])
 
 
 def expected_jaccard(distribution: np.ndarray, n_a: int, n_b: int) -> float:

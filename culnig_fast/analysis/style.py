@@ -14,6 +14,7 @@ from culnig_fast.files import atomic_write, refuse_existing
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442"
@@ -94,8 +95,16 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 def mark_value(axes: Axes, x: float, label: str) -> None:
     """A dashed vertical line with a white rim, seen on dark bars and on white alike."""
-    axes.axvline(x, color="white", linewidth=3.0)
+    axes.axvline(x, color="white", linewidth=2.4)
     axes.axvline(x, color=INK, linestyle=(0, (4, 2)), linewidth=1.4, label=label)
+
+
+def count_axis(axis: Axis, ticks: int = 5) -> None:
+    """Whole numbers on an axis, thousands apart: `80,000`."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(ticks, integer=True))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str, overwrite: bool = False) -> tuple[Path, Path]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from culnig_fast.analysis import instances, kinship, layers, overlap, parts, scores, stability
+from culnig_fast.analysis import instances, kin, kinship, layers, overlap, parts, scores, stability
 from culnig_fast.neurons import NeuronLayout, NeuronSet, NeuronSite
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import select_general, select_random
@@ -103,6 +103,7 @@ def frames(n_layers: int, countries: tuple[str, ...], task_names: tuple[str, ...
         "overlap": overlap.overlaps(own, where),
         "kinship": drops,
         "kinship-ranks": kinship.average_ranks(drops),
+        "kin": kin.kin_ranks(drops, [countries[i : i + 2] for i in range(len(countries) - 1)]),
         "instances": instances.positive_shares(recorded(general), {"general": general, **own}),
         "stability-resamples": stability.resample_overlaps(general, resamples, where),
         "stability-neurons": stability.selection_frequency(general, resamples, where),

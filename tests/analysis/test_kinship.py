@@ -150,7 +150,7 @@ def test_recovery_against_the_plain_means_and_a_plain_permutation_test() -> None
     for order in itertools.permutations(rows):
         for others in itertools.permutations(free):
             renamed = dict(zip([*rows, *free], [*order, *others], strict=True))
-            for name in means:
+            for name, drawn in means.items():
                 total = []
                 for pair in ranks.itertuples():
                     s = rows.index(pair.suppressed)
@@ -161,7 +161,7 @@ def test_recovery_against_the_plain_means_and_a_plain_permutation_test() -> None
                     candidates = [j for j, country in enumerate(columns) if country != pair.suppressed]
                     place = candidates.index(columns.index(pair.kin))
                     total.append(average_rank([values[j] for j in candidates], place))
-                means[name].append(sum(total) / len(total))
+                drawn.append(sum(total) / len(total))
     for name, column in (("drop", "rank"), ("centred", "rank_centred")):
         exact = np.mean(np.array(means[name]) <= ranks[column].mean() + 1e-9)
         assert abs(found.loc[name, "p_rank"] - exact) < 5 * math.sqrt(exact * (1 - exact) / 3000) + 1e-3

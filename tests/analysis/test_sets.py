@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from culnig_fast.analysis.layers import neurons_by_layer
-from culnig_fast.analysis.overlap import expected_jaccard, overlaps, shared_distribution
+from culnig_fast.analysis.overlap import expected_jaccard, hypergeometric, overlaps, shared_distribution
 from culnig_fast.analysis.scores import mean_difference, score_histogram, score_quantiles, symmetric_log_edges
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout, NeuronSet, NeuronSite
@@ -63,6 +64,15 @@ def test_chance_is_that_of_every_possible_pair_of_sets() -> None:
     whole = [set(x) for x in itertools.combinations(range(7), 3)]
     shared = [len(x & y) for x in whole for y in whole]
     assert shared_distribution([7], [3], [3]) == pytest.approx([shared.count(k) / len(shared) for k in range(4)])
+
+
+@pytest.mark.parametrize("draws", [(170, 12, 30), (40, 30, 25), (9, 0, 4), (5, 5, 5), (1_460_224, 9000, 7000)])
+def test_hypergeometric_agrees_with_scipy(draws: tuple[int, int, int]) -> None:
+    found = hypergeometric(*draws)
+    expected = scipy.stats.hypergeom.pmf(np.arange(len(found)), *draws)
+    assert len(found) == min(draws[1:]) + 1
+    # SciPy's own logarithms of factorials of millions are good to about 1e-9.
+    assert found == pytest.approx(expected, rel=1e-8, abs=1e-250)
 
 
 def test_overlaps_are_counted_one_by_one() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.names import counted
-from culnig_fast.analysis.style import FILLS, INK, in_style, mark_value, new_figure
+from culnig_fast.analysis.style import FILLS, INK, count_axis, in_style, mark_value, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +20,6 @@ _COLUMNS = ("module_name", "positive_share", "samples")
 @in_style
 def draw(frame: pd.DataFrame) -> Figure:
     """From `instances.positive_shares`: neurons by that share, MLP and attention stacked, the mean as a line."""
-    from matplotlib.ticker import MaxNLocator
-
     need(frame, _COLUMNS, "instances")
     figure = new_figure(2.8)
     axes = figure.subplots()
@@ -40,7 +38,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     mark_value(axes, share.mean(), f"mean: {share.mean():.1f} %")
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 1.05 * floor.max())
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    count_axis(axes.yaxis)
     axes.set_xlabel("% of the samples with a positive score")
     axes.set_ylabel("neurons")
     figure.legend(loc="outside upper center", ncols=3)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.kinship import matrix
 from culnig_fast.analysis.names import set_label
-from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, draw_matrix, matrix_height
+from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, colour_bar, draw_matrix, matrix_height
 from culnig_fast.analysis.style import in_style, new_figure
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     )  # fmt: skip
     axes.set_ylabel("neurons suppressed")
     axes.set_xlabel("questions about")
-    figure.colorbar(mesh, ax=axes, label="points lost", aspect=25, fraction=0.04)
+    colour_bar(figure, mesh, axes, "points lost")
     return figure
 
 

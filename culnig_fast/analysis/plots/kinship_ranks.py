@@ -9,7 +9,7 @@ import numpy as np
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.kinship import cluster
 from culnig_fast.analysis.names import set_label
-from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, draw_matrix, matrix_height
+from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, colour_bar, draw_matrix, matrix_height
 from culnig_fast.analysis.style import INK, in_style, new_figure
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         outlined=np.eye(len(names), dtype=bool),
     )  # fmt: skip
     _draw_tree(tree_axes, found["linkage"], order)
-    bar = figure.colorbar(mesh, ax=axes, label="average rank (dark: loses most)", aspect=25, fraction=0.04)
+    bar = colour_bar(figure, mesh, axes, "average rank (dark: loses most)")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{-value:g}")
     return figure
 

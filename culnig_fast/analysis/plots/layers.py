@@ -9,7 +9,7 @@ import numpy as np
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.layers import RANDOM
 from culnig_fast.analysis.names import counted, listed, module_label, set_label
-from culnig_fast.analysis.style import FILLS, INK, in_style, new_figure
+from culnig_fast.analysis.style import FILLS, INK, count_axis, in_style, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axes.set_title(module_label(module))
         axes.set_ylim(bottom=0, top=_top(here))
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        count_axis(axes.yaxis, 4)
         axes.set_ylabel("neurons")
     panels[-1].set_xlabel("layer")
     panels[-1].xaxis.set_major_locator(MaxNLocator(16, integer=True))

@@ -9,7 +9,7 @@ import numpy as np
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.layers import RANDOM
 from culnig_fast.analysis.names import set_label
-from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, draw_matrix
+from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, colour_bar, draw_matrix
 from culnig_fast.analysis.style import in_style, new_figure
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes.set_title(title)
         axes.tick_params(axis="x", rotation=0)
     panels[-1].set_xlabel("layer")
-    figure.colorbar(mesh, ax=list(panels), label="% of the set's neurons", aspect=30, fraction=0.04)
+    colour_bar(figure, mesh, list(panels), "% of the set's neurons")
     return figure
 
 

@@ -11,6 +11,7 @@ from culnig_fast.analysis.style import INK, SEQUENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_NUMBERED = 17
 """Columns up to which a page is wide enough for a number in each cell."""
@@ -63,6 +64,15 @@ def draw_matrix(
             if outlined is not None and outlined[i, j]:
                 axes.add_patch(Rectangle((j + 0.04, i + 0.04), 0.92, 0.92, fill=False, edgecolor=INK, linewidth=1.4))
     return mesh
+
+
+def colour_bar(figure: Figure, mesh: Any, axes: Axes | list[Axes], label: str) -> Any:
+    """The scale of a matrix, right of it; in vectors too, where matplotlib would put a picture."""
+    bar = figure.colorbar(mesh, ax=axes, label=label, aspect=30, fraction=0.04)
+    solids: Any = bar.solids
+    solids.set_rasterized(False)
+    solids.set_edgecolor("face")
+    return bar
 
 
 def matrix_height(rows: int, *, cell: float = 0.26, around: float = 1.5) -> float:

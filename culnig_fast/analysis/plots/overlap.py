@@ -8,7 +8,7 @@ import numpy as np
 
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.names import set_label
-from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, draw_matrix, matrix_height
+from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, colour_bar, draw_matrix, matrix_height
 from culnig_fast.analysis.style import in_style, new_figure
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             sizes[i] = row.neurons_a
             continue
         low, high = max(i, j), min(i, j)
-        values[low, high], values[high, low] = row.jaccard, row.expected_jaccard
+        values[low, high], values[high, low] = 100 * row.jaccard, 100 * row.expected_jaccard
         bold[low, high] = row.p_by_pool_holm < LEVEL
 
     def written(i: int, j: int) -> str:
@@ -45,10 +45,10 @@ def draw(frame: pd.DataFrame) -> Figure:
     figure = new_figure(matrix_height(len(names), cell=0.27))
     axes = figure.subplots()
     labels = [set_label(name) for name in names]
-    top = float(np.nanmax(values)) if len(names) > 1 else 1.0
+    top = float(np.nanmax(values)) if len(names) > 1 else 100.0
     mesh = draw_matrix(axes, values, labels, labels, low=0, high=top, text=written, bold=bold)
     axes.set_title("below the diagonal: observed; above: expected of independent sets; on it: neurons")
-    figure.colorbar(mesh, ax=axes, label="Jaccard overlap", aspect=30, fraction=0.04)
+    colour_bar(figure, mesh, axes, "Jaccard overlap, %")
     return figure
 
 
@@ -69,7 +69,7 @@ def describe(frame: pd.DataFrame) -> str:
 
 
 def _short(value: float) -> str:
-    """Two decimals without the leading 0, `<.01` for what would round to nothing."""
-    if 0 < value < 0.005:
-        return "<.01"
-    return "0" if value == 0 else f"{value:.2f}".removeprefix("0")
+    """Per cent in three characters or so: 30, 4.2, <0.1, 0."""
+    if 0 < value < 0.05:
+        return "<0.1"
+    return f"{value:.0f}" if value == 0 or value >= 9.95 else f"{value:.1f}"

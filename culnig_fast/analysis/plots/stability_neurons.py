@@ -8,7 +8,7 @@ import numpy as np
 
 from culnig_fast.analysis.frames import need
 from culnig_fast.analysis.names import counted
-from culnig_fast.analysis.style import FILLS, INK, in_style, new_figure
+from culnig_fast.analysis.style import FILLS, INK, count_axis, in_style, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,8 +21,6 @@ _MOST_BINS = 20
 @in_style
 def draw(frame: pd.DataFrame) -> Figure:
     """From `stability.selection_frequency`: neurons by how often they are chosen, those of the full set apart."""
-    from matplotlib.ticker import MaxNLocator
-
     need(frame, _COLUMNS, "stability of neurons")
     figure = new_figure(2.8)
     axes = figure.subplots()
@@ -40,7 +38,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         floor = floor + counts
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 1.05 * floor.max())
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    count_axis(axes.yaxis)
     axes.set_xlabel("% of the resamples that choose the neuron")
     axes.set_ylabel("neurons")
     figure.legend(loc="outside upper center", ncols=2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from culnig_fast.analysis.frames import need
-from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, draw_matrix, matrix_height
+from culnig_fast.analysis.plots.matrix import MOST_NUMBERED, colour_bar, draw_matrix, matrix_height
 from culnig_fast.analysis.style import in_style, new_figure
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     )  # fmt: skip
     axes.set_title("% of MLP · % of attention · % dropped by CountryRC  (neurons)")
     axes.tick_params(labelsize=7)
-    figure.colorbar(mesh, ax=axes, label="Jaccard overlap", aspect=30, fraction=0.04)
+    colour_bar(figure, mesh, axes, "Jaccard overlap")
     return figure
 
 
