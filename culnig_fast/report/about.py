@@ -66,7 +66,7 @@ def run_facts(run: RunFiles) -> list[Facts]:
         ("neurons", "Neurons chosen"),
         ("versions", "Versions"),
     ):
-        value = _sizes(run) if key == "neurons" else facts.get(key)
+        value = _sizes(run) or facts.get(key) if key == "neurons" else facts.get(key)
         if isinstance(value, Mapping) and value:
             named = str if key in ("versions", "neurons") else plain_name
             groups.append(Facts(title, tuple((named(str(name)), plain(item)) for name, item in value.items())))

@@ -39,7 +39,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the page; `drawing` is None where `missing` says why."""
+    """One figure of the page; `drawing` is None where `missing` says why, or where there is none to be drawn."""
 
     name: str
     title: str
@@ -60,6 +60,8 @@ def figures(run: RunFiles, plots: Mapping[str, Described]) -> list[Figure]:
         title = plot.title if plot is not None else name.replace("_", " ").replace("-", " ")
         alt = _alt(run, name, plot, title)
         drawing, missing = _drawing(run.figures.get(name), f"f{number}-", alt, left)
+        if plot is None and name not in run.figures:
+            missing = None  # an analysis that is read as numbers
         left -= 0 if drawing is None else len(drawing.markup)
         caption = plot.caption if plot is not None else ""
         found.append(Figure(name, title, caption, drawing, missing, _preview(run.analyses.get(name))))

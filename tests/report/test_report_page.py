@@ -210,10 +210,17 @@ def test_a_drawing_that_holds_more_is_left_out_and_named(tmp_path: Path) -> None
     run = whole_run(tmp_path / "run")
     (run / "figures/layers.svg").write_text(DRAWING.replace("</svg>", "<script>window.ran = 3</script></svg>"))
     (run / "figures/odd one.svg").write_text(DRAWING)
+    (run / "figures/scores.svg").unlink()
+    (run / "analysis/numbers_alone.csv").write_text("name,value\na,1\n")
     page = outline(write_report(run, plots=PLOTS).read_text())
     assert len(page.all("script")) == 2
-    assert page.missing() == ["figures/layers.svg was left out: it holds an element 'script', which no drawing needs."]
-    assert [e.text for e in page.all("h3") if e.inside("main")][3:6] == ["Neurons by layer", "Scores", "odd one"]
+    assert page.missing() == [
+        "figures/layers.svg was left out: it holds an element 'script', which no drawing needs.",
+        "The figure is not in the folder; its numbers are below.",
+    ]
+    titles = [e.text for e in page.all("h3") if e.inside("main")][3:7]
+    assert titles == ["Neurons by layer", "Scores", "numbers alone", "odd one"]
+    assert "a 1" in page.words("tr")
 
 
 def test_a_large_run_stays_small(tmp_path: Path) -> None:
