@@ -49,6 +49,7 @@ _HOMES = {
     "sweep_specific": "sweep",
     "suppress": "masking",
     "weight_norms": "baselines.weights",
+    "write_report": "report.writing",
     "write_score_file": "interop.score_files",
 }
 

@@ -65,3 +65,13 @@ class Table:
             for name, neurons, cells in self.rows
         ]
         return {"name": self.name, "title": self.title, "rows": rows, "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Table:
+        """Read what `to_dict` wrote; KeyError, TypeError or ValueError for anything else."""
+        columns = tuple(value["rows"][0]["cells"]) if value["rows"] else ()
+        rows: list[Row] = []
+        for row in value["rows"]:
+            cells = [row["cells"][column] for column in columns]
+            rows.append((row["row"], row["neurons"], tuple(None if cell is None else Cell(**cell) for cell in cells)))
+        return cls(value["name"], value["title"], columns, tuple(rows), tuple(value["notes"]))
