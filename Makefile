@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test test-gpu test-sanitize lint bench clean
 
 help:
-	@echo "make demo    score, select, suppress and evaluate on the embedded model"
+	@echo "make demo    score, select, suppress and evaluate on the embedded model, and a report page of it"
 	@echo "make test    run the tests (PYTEST_ARGS='-k selection' for some of them)"
 	@echo "make test-gpu  run the tests of kernels and engine on a GPU, for real and under compute-sanitizer"
 	@echo "make test-sanitize  run the tests of the C++ core under address, undefined-behaviour and thread sanitizers"
@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/culnig-fast demo --overwrite
+	$(BIN)/culnig-fast demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

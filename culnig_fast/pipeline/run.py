@@ -79,6 +79,12 @@ def outlook(bench: Workbench, *, compare: bool = False) -> Iterator[Step]:
         yield Step(stage, why)
 
 
+def seconds_spent(folder: Path) -> float:
+    """What all stages of a run took, by its log; a stage that was repeated counts each time."""
+    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    return float(sum(json.loads(line)["seconds"] for line in lines))
+
+
 def _checked_plan(bench: Workbench, compare: bool) -> list[Stage]:
     """The plan, after everything that can be checked without the model was."""
     stages = plan(bench, compare)
