@@ -132,6 +132,15 @@ _ALL = (
         instances.draw,
         instances.describe,
     ),
+    # the same of scores summed over positions
+    Plot(
+        "instances-sum",
+        "On how many samples a neuron helps, over all positions",
+        "As before, of scores that are summed over the positions: the first-order effect of zeroing the neuron "
+        "everywhere. A maximum over many positions is hardly ever below 0, a sum may well be.",
+        instances.draw,
+        instances.describe,
+    ),
     # analysis.stability.resample_overlaps
     Plot(
         "stability-resamples",

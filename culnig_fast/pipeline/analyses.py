@@ -41,7 +41,10 @@ def analyses(bench: Workbench) -> dict[str, Analysis]:
             made["kinship-ranks"] = _kinship_ranks
         if config.analyses.kin:
             made |= {"kin": _kin, "kin-recovery": _kin_recovery}
-    made["instances"] = _instances
+    made |= {
+        "instances" if reduction == "max" else "instances-sum": _instances(reduction)
+        for reduction in reductions(config)
+    }
     if config.analyses.resamples:
         made |= {"stability-resamples": _resamples, "stability-neurons": _frequency}
     made["stability-thresholds"] = _thresholds
@@ -93,9 +96,14 @@ def write_figures(bench: Workbench, out: Path) -> None:
         save_figure(PLOTS[name].draw(frame), out / "figures", name, overwrite=True)
 
 
-def instance_path(out: Path) -> Path:
-    """The table of single samples' scores."""
-    return out / "instances" / "chosen.safetensors"
+def reductions(config: RunConfig) -> tuple[str, ...]:
+    """Over positions, of the scores of single samples."""
+    return ("max", "sum") if config.analyses.summed else ("max",)
+
+
+def instance_path(out: Path, reduction: str = "max") -> Path:
+    """A table of single samples' scores."""
+    return out / "instances" / f"{reduction}.safetensors"
 
 
 def watched(config: RunConfig, out: Path) -> NeuronSet:
@@ -113,16 +121,18 @@ def record(bench: Workbench, out: Path) -> None:
     from culnig_fast.instances import record_instances
 
     config = bench.config
-    table = record_instances(
-        bench.model,
-        bench.tokenizer,
-        bench.questions(config.culture, "neur"),
-        watched(config, out),
-        batch_tokens=config.batch_tokens,
-        on_unusable=config.on_unusable,
-        progress=bench.progress,
-    )
-    table.save(instance_path(out), overwrite=True)
+    for reduction in reductions(config):
+        table = record_instances(
+            bench.model,
+            bench.tokenizer,
+            bench.questions(config.culture, "neur"),
+            watched(config, out),
+            reduction=reduction,
+            batch_tokens=config.batch_tokens,
+            on_unusable=config.on_unusable,
+            progress=bench.progress,
+        )
+        table.save(instance_path(out, reduction), overwrite=True)
 
 
 def _chosen_sets(config: RunConfig, out: Path) -> dict[str, NeuronSet]:
@@ -211,11 +221,14 @@ def _kin_recovery(bench: Workbench, out: Path) -> pd.DataFrame:
     return kin_recovery(_kinship(bench, out), bench.config.analyses.kin, permutations=drawn.resamples, seed=drawn.seed)
 
 
-def _instances(bench: Workbench, out: Path) -> pd.DataFrame:
-    from culnig_fast.analysis.instances import positive_shares
-    from culnig_fast.instances import InstanceTable
+def _instances(reduction: str) -> Analysis:
+    def made(bench: Workbench, out: Path) -> pd.DataFrame:
+        from culnig_fast.analysis.instances import positive_shares
+        from culnig_fast.instances import InstanceTable
 
-    return positive_shares(InstanceTable.load(instance_path(out)), _chosen_sets(bench.config, out))
+        return positive_shares(InstanceTable.load(instance_path(out, reduction)), _chosen_sets(bench.config, out))
+
+    return made
 
 
 def _resampled(bench: Workbench, out: Path) -> dict[str, NeuronSet]:

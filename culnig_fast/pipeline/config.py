@@ -83,6 +83,8 @@ class Analyses:
         seed: of the resamples.
         shown: at most that many neurons of a country's set are looked at sample by sample.
         samples: top and bottom samples of a neuron that are kept with their text.
+        summed: also record the sum over positions of each sample: the maximum over many positions is nearly always
+            above 0, while the sum, the first-order effect of zeroing the neuron, has both signs.
         kin: groups of countries known to be kin, to be found again by the kinship analysis.
     """
 
@@ -90,6 +92,7 @@ class Analyses:
     seed: int = 0
     shown: int = 200
     samples: int = 5
+    summed: bool = False
     kin: tuple[tuple[str, ...], ...] = ()
 
 

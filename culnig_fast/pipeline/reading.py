@@ -284,7 +284,7 @@ def _analyses(part: Section) -> Analyses:
             ("samples", Analyses.samples, 1),
         )
     }
-    analyses = Analyses(**counts, kin=_kin(part))
+    analyses = Analyses(**counts, summed=part.flag("summed", Analyses.summed), kin=_kin(part))
     part.finish()
     return analyses
 

@@ -182,8 +182,14 @@ def _looked_at(bench: Workbench, out: Path, results: list[Stage]) -> list[Stage]
         Stage(
             name="instances",
             needs=sets,
-            outputs=(analyses.instance_path(out),),
-            inputs=lambda: _common(bench, config.culture, "neur", recording, {"shown": config.analyses.shown}),
+            outputs=tuple(analyses.instance_path(out, reduction) for reduction in analyses.reductions(config)),
+            inputs=lambda: _common(
+                bench,
+                config.culture,
+                "neur",
+                recording,
+                {"shown": config.analyses.shown, "reductions": analyses.reductions(config)},
+            ),
             make=lambda partial: analyses.record(bench, out),
             size=(config.culture, "neur"),
         ),

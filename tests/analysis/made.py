@@ -105,6 +105,7 @@ def frames(n_layers: int, countries: tuple[str, ...], task_names: tuple[str, ...
         "kinship-ranks": kinship.average_ranks(drops),
         "kin": kin.kin_ranks(drops, [countries[i : i + 2] for i in range(len(countries) - 1)]),
         "instances": instances.positive_shares(recorded(general), {"general": general, **own}),
+        "instances-sum": instances.positive_shares(recorded(general, seed=5), {"general": general, **own}),
         "stability-resamples": stability.resample_overlaps(general, resamples, where),
         "stability-neurons": stability.selection_frequency(general, resamples, where),
         "stability-thresholds": stability.threshold_overlaps(*tables, **shares),
