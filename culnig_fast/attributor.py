@@ -139,6 +139,7 @@ class Attributor:
         weight: torch.Tensor | None = None,
         group: torch.Tensor | None = None,
         clamp_below_zero: bool = False,
+        added: set[NeuronSite] | None = None,
     ) -> None:
         """Back-propagate each sample's objective and add weight · score to its group's totals.
 
@@ -149,6 +150,8 @@ class Attributor:
             weight: [batch] multiplies a sample's scores; 1 when None.
             group: int64 [batch] row of `totals`; 0 when None.
             clamp_below_zero: replace negative weighted scores by 0 (control sets).
+            added: sites that have this batch's scores already, from an attempt that broke off; they are left out,
+                and each other one is put in as its scores are added.
 
         Raises:
             CulnigError: no forward came before, or shapes or group numbers do not fit.
@@ -170,6 +173,7 @@ class Attributor:
             "weight": weight.to(device, torch.float64),
             "group": group.to(device, torch.int64),
             "clamp_below_zero": clamp_below_zero,
+            "added": set() if added is None else added,
         }
         try:
             objective.sum().backward()
@@ -181,6 +185,14 @@ class Attributor:
         """float64 [n_groups, neurons] sums so far, on the device of the first scored layer."""
         parts = [self._totals_of(location) for location in self.locations]
         return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+
+    def is_finite(self) -> bool:
+        """Whether no total is NaN or infinite; waits for the device, once for each."""
+        flags: dict[torch.device, torch.Tensor] = {}
+        for part in self._totals.values():
+            finite = part.isfinite().all()
+            flags[part.device] = flags[part.device] & finite if part.device in flags else finite
+        return all(bool(flag) for flag in flags.values())
 
     def restore(self, totals: torch.Tensor) -> None:
         """Start from earlier totals, float64 [n_groups, neurons]; CulnigError when the shape does not fit."""
@@ -256,6 +268,8 @@ class Attributor:
         """
         if self._scoring is None or self._lengths is None:
             raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
+        if location.site in self._scoring["added"]:
+            return
         if self.reduction == "max" and (last or self.padding == "zero"):
             lengths = self._lengths.to(scores.device)
             zeros = lengths > 1 if last else lengths < self._positions
@@ -265,6 +279,7 @@ class Attributor:
         totals = self._totals_of(location)
         weight, group = self._scoring["weight"].to(scores.device), self._scoring["group"].to(scores.device)
         self._ops.accumulate(scores, weight, group, totals, self._scoring["clamp_below_zero"])
+        self._scoring["added"].add(location.site)
 
 
 def _make_leaf(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
