@@ -72,12 +72,19 @@ class World:
         if self.alone or time.monotonic() - self._asked < PULSE_SECONDS:
             return
         self._asked = time.monotonic()
+        if text := self._read("verdict"):
+            raise RankError(text)
         for rank in self._others():
             if text := self._read(f"failed/{rank}"):
-                raise RankError(f"rank {rank} failed ({text}); mend that and start the same job again: it continues")
+                self._condemn(f"rank {rank} failed ({text}); mend that and start the same job again: it continues")
         for rank, since in self._silent().items():
             if since > DEAD_SECONDS:
-                raise RankError(_died(rank))
+                self._condemn(f"rank {rank} died; start the same job again: every rank continues from its own progress")
+
+    def _condemn(self, text: str) -> None:
+        """Raise RankError, here and as soon as they look on the others: all name the rank that was first."""
+        self._store.set("verdict", text)
+        raise RankError(text)
 
     def casualty(self) -> int | None:
         """The first rank that died without a word, for a process that is being stopped itself; None without one.
@@ -229,7 +236,9 @@ def joined(backend: str | None = None) -> Iterator[World]:
     try:
         yield world
     except RankError:
-        raise  # the first to fail has said so
+        if rank == 0:  # it may hold the store, in which the others have yet to read why
+            time.sleep(4 * PULSE_SECONDS)
+        raise
     except BaseException as error:
         world.fail(_reason(error))
         raise
@@ -284,10 +293,6 @@ def _variable(name: str, default: int | None = None) -> int:
     if text is None or not text.isdigit():
         raise CulnigError(f"WORLD_SIZE is set but {name} is {text!r}; start the processes with torchrun, or unset both")
     return int(text)
-
-
-def _died(rank: int) -> str:
-    return f"rank {rank} died; start the same job again: every rank continues from its own progress"
 
 
 def _reason(error: BaseException) -> str:

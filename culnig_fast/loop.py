@@ -95,7 +95,7 @@ class Loop:
             total=len(self.order),
             initial=self._done,
             unit="question",
-            desc="scoring",
+            desc="scoring" if self.world.alone else f"scoring (rank 0 of {self.world.size})",
             disable=not progress or self.world.rank > 0,
             smoothing=0.1,
         )
@@ -213,7 +213,7 @@ class Loop:
         if self.checkpoint is not None and self._seen:
             kept = f"progress is kept in {self.checkpoint.path}, and the same command continues from there"
         if dead is not None:
-            return RankError(f"rank {dead} died; start the same job again: {kept}")
+            return RankError(f"rank {dead} died; {kept}")
         name = signal.Signals(number).name
         return Interrupted(number, f"stopped by {name} after {self._done:,} of {len(self.order):,} samples; {kept}")
 
