@@ -139,20 +139,15 @@ class Loop:
         return len(self.samples.token_ids[sample])
 
     def _score_planned(self, index: np.ndarray) -> None:
-        """Score a batch of the plan, in as many parts as memory has needed so far."""
-        width = max(self._length(i) for i in index)
+        """Score a batch of the plan."""
         # Where pads count as zeros a sample is padded as in its whole batch, however that is divided.
-        fixed = width if self.attributor.padding == "zero" else None
-        start = 0
-        while start < len(index):
-            part = index[start : start + self.budget.rows(len(index) - start, width)]
-            for p in self._score_part(part, fixed, set()):
-                self._seen.append(p)
-                self._pending.append(p)
-            start += len(part)
+        width = self._width(index) if self.attributor.padding == "zero" else None
+        for p in self._score_parts(index, width, set()):
+            self._seen.append(p)
+            self._pending.append(p)
 
-    def _score_part(self, index: np.ndarray, width: int | None, added: set[NeuronSite]) -> Iterator[torch.Tensor]:
-        """Add samples to the totals; when memory runs out, in halves.
+    def _score_parts(self, index: np.ndarray, width: int | None, added: set[NeuronSite]) -> Iterator[torch.Tensor]:
+        """Add samples to the totals, as many at once as memory has allowed so far.
 
         Args:
             index: the samples.
@@ -162,32 +157,41 @@ class Loop:
         Yields:
             P of the samples, float64, still on the device, in order.
         """
+        start = 0
+        while start < len(index):
+            rows = self.budget.rows(len(index) - start, width or self._width(index[start:]))
+            part, already = index[start : start + rows], set(added)
+            scored = self._score_part(part, width, already)
+            if scored is not None:
+                yield scored
+            else:
+                yield from self._score_parts(part, width, already)
+            start += rows
+
+    def _score_part(self, index: np.ndarray, width: int | None, added: set[NeuronSite]) -> torch.Tensor | None:
+        """Score samples at once; None, and a smaller budget, when memory ran out."""
         try:
             batch = make_batch(self.samples.token_ids, index, self._device, width)
-            scored = _score_batch(self.attributor, batch, self._answers, self._groups, self.samples.clamp, added)
+            return _score_batch(self.attributor, batch, self._answers, self._groups, self.samples.clamp, added)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).strip().splitlines()[:1]
-            scored = None
-        # Outside the handler: the error's frames hold the batch's tensors.
-        if scored is not None:
-            yield scored
-            return
-        batch = None
-        width_run = width or max(self._length(i) for i in index)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        # Outside the handler, whose error's frames hold the batch's tensors.
+        width = width or self._width(index)
         if len(index) == 1:
             raise CulnigError(
-                f"question {self.samples.ids[index[0]]!r} of {width_run:,} tokens does not fit in memory by itself "
-                f"({(reason or ['out of memory'])[0][:200]}); shorten it, free memory, or load the model in bfloat16"
+                f"question {self.samples.ids[index[0]]!r} of {width:,} tokens does not fit in memory by itself "
+                f"({reason}); shorten it, free memory, or load the model in bfloat16"
             )
-        self.budget.halve(width_run * len(index))
+        self.budget.halve(width * len(index))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        middle = len(index) // 2
-        for half in (index[:middle], index[middle:]):
-            yield from self._score_part(half, width, set(added))
+        return None
+
+    def _width(self, index: np.ndarray) -> int:
+        return max(self._length(i) for i in index)
 
     def _check_finite(self) -> None:
         """Wait for the device; raise NonFinite when anything since the last look is NaN or infinite."""
