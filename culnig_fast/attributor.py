@@ -205,12 +205,18 @@ class Attributor:
             where = self.layout.slice(location.site.module_name, location.site.layer_idx)
             self._totals_of(location).copy_(totals[:, where])
 
-    def _totals_of(self, location: SiteLocation) -> torch.Tensor:
+    def _totals_of(self, location: SiteLocation, device: torch.device | None = None) -> torch.Tensor:
+        """A site's totals, float64 [n_groups, K], where its scores are; before there are any, where its weights are."""
         if location.site not in self._totals:
-            device = next(location.module.parameters()).device
+            where = device or next(location.module.parameters()).device
             shape = (self.n_groups, location.site.width)
-            self._totals[location.site] = torch.zeros(shape, dtype=torch.float64, device=device)
-        return self._totals[location.site]
+            # Weights that are fetched when their layer runs are on no device until then.
+            where = torch.device("cpu") if where.type == "meta" else where
+            self._totals[location.site] = torch.zeros(shape, dtype=torch.float64, device=where)
+        totals = self._totals[location.site]
+        if device is not None and totals.device != device:
+            totals = self._totals[location.site] = totals.to(device)
+        return totals
 
     def _fused(self, head: LastPosition) -> contextlib.AbstractContextManager[Fusion]:
         """The model with fused layers in it, proved on two short samples."""
@@ -276,7 +282,7 @@ class Attributor:
             if last and self.padding == "zero" and self._positions > 1:
                 zeros = torch.ones_like(zeros)
             scores = torch.where(zeros[:, None], scores.clamp(min=0.0), scores)  # clamp keeps NaN
-        totals = self._totals_of(location)
+        totals = self._totals_of(location, scores.device)
         weight, group = self._scoring["weight"].to(scores.device), self._scoring["group"].to(scores.device)
         self._ops.accumulate(scores, weight, group, totals, self._scoring["clamp_below_zero"])
         self._scoring["added"].add(location.site)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,3 +151,79 @@ def test_signals_to_the_command_lose_nothing(tmp_path: Path) -> None:
     subprocess.run([*command, "--out", "again.safetensors"], cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert not (tmp_path / "again.safetensors.partial").exists()
+
+
+def full_disk(patch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr("os.fsync", full)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While scoring, and when only the table is left to be written: nothing that was kept is lost."""
+    model, path = families.build("llama"), tmp_path / "run.partial"
+    whole = cf.attribute(model, TOKENIZER, QUESTIONS, **OPTIONS)
+    with monkeypatch.context() as patch, pytest.raises(_StopError):
+        stop_after(patch, 2, _StopError)
+        cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(cf.CulnigError, match="No space left.*progress of 2 samples is"):
+        full_disk(patch)
+        cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
+    assert path.read_bytes() == before
+    table = cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
+    with monkeypatch.context() as patch, pytest.raises(cf.CulnigError, match="No space left"):
+        full_disk(patch)
+        table.save(tmp_path / "table.safetensors")
+    with monkeypatch.context() as patch:  # everything is kept: no batch is run again
+        stop_after(patch, 0, _StopError)
+        table = cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
+    table.save(tmp_path / "table.safetensors")
+    assert np.array_equal(table.totals, whole.totals)
+    assert [file.name for file in tmp_path.iterdir()] == ["table.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_scoring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = families.build("llama")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0, _StopError)
+        with pytest.raises(cf.CulnigError, match="No such file or directory in folder .*absent"):
+            cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=tmp_path / "absent" / "x", **OPTIONS)
+
+        def read_only(*args: Any, **kwargs: Any) -> Any:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        patch.setattr("tempfile.mkstemp", read_only)
+        with pytest.raises(cf.CulnigError, match="Read-only file system in folder"):
+            cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=tmp_path / "x", **OPTIONS)
+
+
+def test_a_folder_that_vanishes_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from culnig_fast import loop
+
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    original = loop._score_batch
+
+    def score(*args: Any) -> Any:
+        shutil.rmtree(folder, ignore_errors=True)
+        return original(*args)
+
+    monkeypatch.setattr(loop, "_score_batch", score)
+    with pytest.raises(cf.CulnigError, match="No such file or directory in folder .*gone.*no progress was kept yet"):
+        cf.attribute(families.build("llama"), TOKENIZER, QUESTIONS, checkpoint=folder / "x", **OPTIONS)
+
+
+def test_what_killed_writers_left_is_swept_up(tmp_path: Path) -> None:
+    from culnig_fast.checkpoint import Checkpoint
+
+    old, new = tmp_path / ".x.partial.abc.part", tmp_path / ".x.partial.def.part"
+    other = tmp_path / ".y.partial.abc.part"
+    for path in (old, new, other):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    assert Checkpoint(tmp_path / "x.partial", {}).load() is None
+    assert sorted(tmp_path.iterdir()) == [new, other]  # somebody may be at work on the new one
