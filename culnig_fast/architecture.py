@@ -110,9 +110,11 @@ def discover(model: Any) -> Architecture:
             whose `get_decoder()` is the text decoder.
 
     Raises:
-        CulnigError: the structure cannot be resolved; names the layer class, what was found and what is missing.
+        CulnigError: the structure cannot be resolved; names the layer class, what was found and what is missing. Or a
+            weight is divided among processes.
     """
     decoder, layers = find_layers(model)
+    _refuse_divided(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         raise CulnigError(
@@ -137,6 +139,16 @@ def discover(model: Any) -> Architecture:
     rank = {site: i for i, site in enumerate(layout.sites)}
     locations.sort(key=lambda location: rank[location.site])
     return Architecture(model, decoder, tuple(layers), embedding, head, tuple(locations))
+
+
+def _refuse_divided(model: Any) -> None:
+    """Raise CulnigError when a weight is divided among processes: each would see some columns and take them for all."""
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "placements"):
+            raise CulnigError(
+                f"{name} is divided among processes (tensor parallel, FSDP), whose columns cannot be told apart here; "
+                "load the whole model in each process and divide the samples with torchrun, or use device_map='auto'"
+            )
 
 
 def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList]:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from tqdm.auto import tqdm
 
 from culnig_fast.attributor import Attributor
-from culnig_fast.batching import Batch, default_batch_tokens, make_batch, plan_batches
+from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
+from culnig_fast.budget import Budget, CudaMeter, Meter, measured_tokens
 from culnig_fast.checkpoint import Checkpoint, Progress
+from culnig_fast.diagnosis import NonFinite, check_finite, describe_non_finite
+from culnig_fast.distributed import World, rank_path
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import NeuronLayout
+from culnig_fast.fingerprint import fingerprint
+from culnig_fast.loop import Loop, Samples
 from culnig_fast.questions import Question, encode_questions
-from culnig_fast.resampling import bootstrap_counts
+from culnig_fast.resampling import per_row, table_rows
 from culnig_fast.scores import ScoreTable
 from culnig_fast.version import __version__
+
+__all__ = ["attribute", "check_finite"]
+
+UNDERFLOW = 1e-150
+"""A sample with a smaller P is lost: its scores are multiplied by P², which float64 rounds to 0 or nearly so."""
 
 
 def attribute(
@@ -35,6 +40,7 @@ def attribute(
     clamp_control: bool = True,
     batch_tokens: int | None = None,
     batch_size: int | None = None,
+    memory_share: float = 0.8,
     padding: str = "exclude",
     reduction: str = "max",
     backend: str = "auto",
@@ -44,12 +50,16 @@ def attribute(
     on_unusable: str = "error",
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
+    world: World | None = None,
     progress: bool = True,
 ) -> ScoreTable:
     """Score every neuron on a dataset: Σ_q P_q · max_i n·∂P_q/∂n, per group (CULNIG, sections 2 and 3).
 
     log P is back-propagated in place of P, which is well scaled in bf16, and its scores are multiplied by P
     afterwards: ∂P = P·∂log P, and P ≥ 0 commutes with the maximum.
+
+    When memory runs out, the batch is repeated in halves and later ones are run in smaller parts; a site that had the
+    batch's scores already is left out of the repetition, so each sample counts once.
 
     Args:
         model: a Hugging Face decoder in float32, bfloat16, float16 or float64, on a CPU or GPU; left as it was.
@@ -58,8 +68,9 @@ def attribute(
         sites: module names to score; None means q, k, v, gate and up, where the model has them.
         control: the questions are a control set.
         clamp_control: in a control set, replace negative weighted scores by 0 before they are summed.
-        batch_tokens: padded tokens a batch; None means a default for the device.
+        batch_tokens: padded tokens a batch; None measures on a GPU what fits, and is 2,048 on a CPU.
         batch_size: batches of this many questions in the order given instead, as the published program forms them.
+        memory_share: how much of a GPU's free memory a measured budget may use.
         padding: `exclude`, or `zero` for parity with the published program (a score then depends on its batch).
         reduction: over positions, `max` (the method's) or `sum` (first-order effect of zeroing the neuron).
         backend: see `backend.resolve`.
@@ -69,197 +80,189 @@ def attribute(
         seed: of the resamples; data set and control set of the same questions are drawn alike.
         on_unusable: `error` or `skip` for a question whose answer is not one token of the vocabulary; skipped ones
             are counted and named in the metadata.
-        checkpoint: a file for progress, written every `checkpoint_seconds` and on an interrupt, and removed at the
-            end. A later call with the same model, questions and options continues from it, with the same result to
-            the last bit.
+        checkpoint: a file for progress, written every `checkpoint_seconds`, on SIGINT and SIGTERM, and at the end;
+            saving the table removes it. A later call with the same model, questions and options continues from it,
+            with the same result to the last bit (with another `batch_tokens`, to rounding).
+        world: the processes among which samples are divided (`distributed.joined`); every one gets the whole table.
         progress: show a progress bar on standard error.
 
     Raises:
-        CulnigError: no questions, a repeated id, an answer that is not one token, an unresolved architecture,
-            non-finite scores, an unknown option, or a checkpoint of another run.
+        CulnigError: no questions, a repeated id, an answer that is not one token, an unresolved architecture, NaN or
+            infinity in logits, activations or gradients (names question, layer and neuron), a question that does not
+            fit in memory by itself, an unknown option, a checkpoint of another run or one that cannot be written, or
+            another process that failed.
+        Interrupted: SIGINT or SIGTERM came; progress was kept.
     """
-    questions = list(questions)
-    encoded = encode_questions(tokenizer, questions, on_unusable)
+    world = world or World()
+    if not 0 < memory_share <= 1:
+        raise CulnigError(f"memory_share is {memory_share}; give a share of the free memory, above 0 and at most 1")
+    encoded = encode_questions(tokenizer, list(questions), on_unusable)
     kept = encoded.questions
-    groups, membership = _rows([question.group for question in kept], resamples, seed)
-    attributor = Attributor(
-        model, sites=sites, n_groups=len(groups), reduction=reduction, padding=padding, backend=backend, path=path
-    )
-    device = attributor.architecture.embedding.weight.device
-    batch_tokens = default_batch_tokens(device) if batch_tokens is None else batch_tokens
-    batches = plan_batches([len(tokens) for tokens in encoded.token_ids], batch_tokens, batch_size)
+    groups, membership = table_rows([question.group for question in kept], resamples, seed)
+    options: dict[str, Any] = {
+        "sites": None if sites is None else tuple(sites),
+        "reduction": reduction,
+        "padding": padding,
+        "backend": backend,
+        "path": path,
+    }
+    attributor = Attributor(model, n_groups=len(groups), **options)
     clamp = control and clamp_control
-    saved = None
-    if checkpoint is not None:
-        options = {
+    run = {
+        "layout": attributor.layout.to_dict(),
+        "questions": [encoded.token_ids, encoded.answers, membership.tolist(), groups],
+        "options": {
             "clamp": clamp,
             "padding": padding,
             "reduction": reduction,
             "path": path,
-            "batches": [len(b) for b in batches],
-        }
-        run = {
-            "model": _fingerprint(attributor),
-            "layout": attributor.layout.to_dict(),
-            "questions": [encoded.token_ids, encoded.answers, membership.tolist(), groups],
-            "options": options,
-            "version": __version__,
-        }
-        saved = Checkpoint(checkpoint, run, checkpoint_seconds)
-    samples = _Samples(encoded.token_ids, torch.tensor(encoded.answers), torch.from_numpy(membership), batches)
-    probabilities = _run(attributor, samples, clamp, saved, progress)
-    _check_probabilities(probabilities, kept)
-    totals = attributor.totals.cpu().numpy()
+            "batch_size": batch_size,
+            "processes": world.size,
+        },
+        "version": __version__,
+    }
+    saved = earlier = None
+    if checkpoint is not None:
+        model_facts = fingerprint(attributor.architecture.model)
+        saved = Checkpoint(rank_path(checkpoint, world), {**run, "model": model_facts}, checkpoint_seconds)
+        earlier = saved.load()
+    samples = Samples(
+        tuple(question.id for question in kept),
+        encoded.token_ids,
+        torch.tensor(encoded.answers),
+        torch.from_numpy(membership),
+        clamp,
+        batch_size,
+    )
+    try:
+        with attributor:
+            budget = _budget(attributor, samples, (batch_tokens, memory_share), earlier, world)
+            order = _order(samples, budget, world)
+            if earlier is not None:
+                attributor.restore(torch.from_numpy(earlier.totals))
+            mine = Loop(attributor, samples, order, budget, world, saved, earlier).run(progress)
+    except NonFinite as error:
+        raise CulnigError(
+            describe_non_finite(
+                attributor.architecture,
+                samples.token_ids,
+                samples.answers,
+                samples.ids,
+                error.suspects,
+                {**options, "n_groups": len(groups)},
+            )
+        ) from None
+    probabilities = _merged_probabilities(mine, order, len(kept), world)
+    totals = world.sum(attributor.totals).cpu().numpy()
     check_finite(totals, attributor.layout)
-    if saved is not None:
-        saved.remove()
     return ScoreTable(
         totals=totals,
         groups=groups,
-        counts=_per_row(membership, np.ones(len(kept)), len(groups)),
-        probability=_per_row(membership, probabilities, len(groups)),
-        ids=tuple(question.id for question in kept),
+        counts=per_row(membership, np.ones(len(kept)), len(groups)),
+        probability=per_row(membership, probabilities, len(groups)),
+        ids=samples.ids,
         layout=attributor.layout,
         metadata={
-            "model": str(getattr(attributor.architecture.model.config, "_name_or_path", "")),
-            "model_class": type(attributor.architecture.model).__name__,
-            "dtype": str(attributor.architecture.embedding.weight.dtype).removeprefix("torch."),
-            "attention": str(getattr(attributor.architecture.model.config, "_attn_implementation", "unknown")),
-            "device": device.type,
+            **_provenance(attributor),
             "control": control,
-            "clamped": control and clamp_control,
+            "clamped": clamp,
             "reduction": reduction,
             "padding": padding,
-            "fusion": attributor.fusion.describe(),
-            "batch_tokens": None if batch_size else batch_tokens,
+            "batch_tokens": budget.tokens,
             "batch_size": batch_size,
+            "halvings": sum(world.gather("halvings", budget.halvings)),
+            "processes": world.size,
             "unusable": list(encoded.unusable),
             **({"resamples": resamples, "seed": seed} if resamples else {}),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "underflow": [samples.ids[i] for i in np.flatnonzero(probabilities < UNDERFLOW)],
         },
+        checkpoint=None if saved is None else saved.path,
     )
 
 
-def _rows(group_of: Sequence[str], resamples: int, seed: int) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the table's rows, and each sample's row, int64 [samples], or its counts, float64 [samples, rows]."""
-    if resamples:
-        counts = bootstrap_counts(group_of, resamples, seed).astype(np.float64)
-        return tuple(str(number) for number in range(resamples)), counts
-    names = tuple(dict.fromkeys(group_of))
-    place = {name: row for row, name in enumerate(names)}
-    return names, np.array([place[name] for name in group_of], dtype=np.int64)
+def _budget(
+    attributor: Attributor,
+    samples: Samples,
+    asked: tuple[int | None, float],
+    earlier: Progress | None,
+    world: World,
+) -> Budget:
+    """The run's budget: as asked for, else as the work so far had it, else measured; the same in every process.
 
-
-def _per_row(membership: np.ndarray, values: np.ndarray, rows: int) -> np.ndarray:
-    """float64 [rows], the values of each row's samples added up."""
-    if membership.ndim == 2:
-        return np.asarray(membership.T @ values)
-    return np.bincount(membership, weights=values, minlength=rows)
-
-
-class _Samples(NamedTuple):
-    """The samples of a run and the batches that they are scored in; `groups` as `backward` takes them."""
-
-    token_ids: Sequence[Sequence[int]]
-    answers: torch.Tensor
-    groups: torch.Tensor
-    batches: Sequence[np.ndarray]
-
-
-def _run(
-    attributor: Attributor, samples: _Samples, clamp: bool, checkpoint: Checkpoint | None, progress: bool
-) -> np.ndarray:
-    """Score all batches that are not done yet; returns P of each sample, float64 [samples]."""
-    device = attributor.architecture.embedding.weight.device
-    earlier = checkpoint.load() if checkpoint is not None else None
-    done = 0
-    seen: list[torch.Tensor] = []
-    if earlier is not None:
-        done, seen = earlier.batches, [torch.from_numpy(earlier.probability).to(device)]
-        attributor.restore(torch.from_numpy(earlier.totals))
-    initial = sum(len(index) for index in samples.batches[:done])
-    total = len(samples.token_ids)
-    bar = tqdm(total=total, initial=initial, unit="question", desc="scoring", disable=not progress, smoothing=0.1)
-    # Whole columns travel once and are indexed where they are: nothing in the loop waits for the device.
-    answers, groups = samples.answers.to(device), samples.groups.to(device)
-    with attributor, bar:
-        try:
-            for index in samples.batches[done:]:
-                batch = make_batch(samples.token_ids, index, device)
-                with _uninterrupted():
-                    seen.append(_score_batch(attributor, batch, answers, groups, clamp))
-                    done += 1
-                bar.update(len(index))
-                if checkpoint is not None and checkpoint.due():
-                    checkpoint.save(_progress(attributor, done, seen))
-        except KeyboardInterrupt:
-            if checkpoint is not None and done:
-                checkpoint.save(_progress(attributor, done, seen))
-            raise
-    probabilities = np.empty(total)
-    probabilities[np.concatenate(samples.batches)] = torch.cat(seen).cpu().numpy()
-    return probabilities
-
-
-def _score_batch(
-    attributor: Attributor, batch: Batch, answers: torch.Tensor, groups: torch.Tensor, clamp: bool
-) -> torch.Tensor:
-    """Add one batch to the attributor's totals; P of its samples, float64 [batch], still on the device.
-
-    Nothing here waits for the device, so the host prepares the next batch while this one runs.
+    Args:
+        attributor: inside its block.
+        samples: all of them.
+        asked: `batch_tokens` and `memory_share`.
+        earlier: progress that is continued.
+        world: the other processes.
     """
-    logits = attributor.forward(batch.input_ids, batch.lengths)
-    gold = answers[batch.index].to(logits.device, non_blocking=True)
-    log_p = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])[:, 0]
-    p = log_p.detach().double().exp()
-    attributor.backward(log_p, weight=p * p, group=groups[batch.index], clamp_below_zero=clamp)
-    return p
-
-
-def _progress(attributor: Attributor, done: int, seen: Sequence[torch.Tensor]) -> Progress:
-    return Progress(done, attributor.totals.cpu().numpy(), torch.cat(list(seen)).cpu().numpy())
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold SIGINT back inside the block: a batch is added to the totals whole or not at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    earlier = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-    if caught:
-        raise KeyboardInterrupt
-
-
-def _fingerprint(attributor: Attributor) -> list[Any]:
-    """What tells one model from another without reading all its weights."""
-    model = attributor.architecture.model
-    sums = [float(location.module.weight.detach()[:8].double().sum()) for location in attributor.locations]
-    return [type(model).__name__, model.config.to_json_string(), str(model.dtype), sums]
-
-
-def _check_probabilities(probabilities: np.ndarray, questions: Sequence[Question]) -> None:
-    bad = np.flatnonzero(~np.isfinite(probabilities))
-    if bad.size:
+    tokens, share = asked
+    limit, halvings = (earlier.limit, earlier.halvings) if earlier is not None else (None, 0)
+    if samples.batch_size is not None:
+        return Budget(None, limit, halvings)
+    before = {*world.gather("budget", None if earlier is None else earlier.tokens)} - {None}
+    # Which batches a sample shares decides with whom it is padded, and which process has it.
+    if before and tokens not in (None, *before) and (attributor.padding == "zero" or not world.alone):
         raise CulnigError(
-            f"the model's probability for question {questions[bad[0]].id!r} is {probabilities[bad[0]]} "
-            f"({bad.size} such in all); its weights may hold NaN, or its dtype overflows: try bfloat16 or float32"
+            f"the progress that is kept was made with batch_tokens {', '.join(map(str, before))}, not {tokens}; "
+            "continue with that, or delete it"
         )
+    if tokens is None:
+        tokens = min(before) if before else min(world.gather("measured", _fitting_tokens(attributor, samples, share)))
+    return Budget(tokens, limit if limit is None else min(limit, tokens), halvings)
 
 
-def check_finite(totals: np.ndarray, layout: NeuronLayout) -> None:
-    """Raise CulnigError, naming the first neuron, when a total is NaN or infinite."""
-    for row in totals:
-        bad = np.flatnonzero(~np.isfinite(row))
-        if bad.size:
-            names, layers, columns = layout.locate(bad[:1])
-            raise CulnigError(
-                f"the score of neuron {columns[0]} of {names[0]} in layer {layers[0]} is {row[bad[0]]} "
-                f"({bad.size} such); the model's weights or activations hold NaN or overflow: try bfloat16 or float32"
-            )
+def _fitting_tokens(attributor: Attributor, samples: Samples, share: float) -> int:
+    """What fits on the model's cards; the default where there is none."""
+    device = attributor.architecture.embedding.weight.device
+    cards = sorted({p.device.index for p in attributor.architecture.model.parameters() if p.device.type == "cuda"})
+    if device.type != "cuda":
+        return default_batch_tokens(device)
+    return measure(attributor, samples, [CudaMeter(torch.device("cuda", card)) for card in cards], share)
+
+
+def measure(attributor: Attributor, samples: Samples, meters: Sequence[Meter], share: float) -> int:
+    """`measured_tokens` on the longest samples, whose scores are not added."""
+    lengths = [len(tokens) for tokens in samples.token_ids]
+    every = {location.site for location in attributor.locations}
+    device = attributor.architecture.embedding.weight.device
+
+    def run(tokens: int) -> int:
+        index = plan_batches(lengths, tokens)[0]
+        batch = make_batch(samples.token_ids, index, device)
+        logits = attributor.forward(batch.input_ids, batch.lengths)
+        gold = samples.answers[index].to(logits.device)[:, None]
+        attributor.backward(torch.log_softmax(logits, dim=-1).gather(1, gold)[:, 0], added=set(every))
+        return batch.input_ids.numel()
+
+    return measured_tokens(run, meters, share)
+
+
+def _order(samples: Samples, budget: Budget, world: World) -> np.ndarray:
+    """The samples of this process in the order in which they are scored: its share of the plan's batches."""
+    lengths = [len(tokens) for tokens in samples.token_ids]
+    batches = world.share(plan_batches(lengths, budget.tokens or 1, samples.batch_size))
+    return np.concatenate(batches) if batches else np.empty(0, dtype=np.int64)
+
+
+def _merged_probabilities(mine: np.ndarray, order: np.ndarray, count: int, world: World) -> np.ndarray:
+    """P of every sample, in the order given, whichever process scored it."""
+    probabilities = np.zeros(count)
+    probabilities[order] = mine
+    device = "cuda" if torch.cuda.is_available() and not world.alone else "cpu"
+    return np.asarray(world.sum(torch.from_numpy(probabilities).to(device)).cpu().numpy())
+
+
+def _provenance(attributor: Attributor) -> dict[str, Any]:
+    """Model, device, paths and versions, JSON-ready."""
+    model, weight = attributor.architecture.model, attributor.architecture.embedding.weight
+    return {
+        "model": str(getattr(model.config, "_name_or_path", "")),
+        "model_class": type(model).__name__,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "attention": str(getattr(model.config, "_attn_implementation", "unknown")),
+        "device": weight.device.type,
+        "fusion": attributor.fusion.describe(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -144,11 +144,13 @@ class Attributor:
         weight: torch.Tensor | None = None,
         group: torch.Tensor | None = None,
         clamp_below_zero: bool = False,
+        added: set[NeuronSite] | None = None,
+        rows: torch.Tensor | None = None,
     ) -> None:
         """Back-propagate each sample's objective and add weight · score to its group's totals.
 
         Samples do not interact, so one backward of the sum gives every sample's own gradient. `watched` then holds
-        the scores of the watched neurons, float32 (float64 of a float64 model) [batch, neurons], without the weight.
+        the watched neurons' scores, [batch, neurons] of the objective's dtype, without the weight.
 
         Args:
             objective: [batch] a scalar a sample, a function of the last `forward`'s logits.
@@ -156,6 +158,10 @@ class Attributor:
             group: int64 [batch] row of `totals`, 0 when None; or float [batch, n_groups], how often each sample
                 counts in each row (overlapping groups, bootstrap resamples).
             clamp_below_zero: replace negative weighted scores by 0 (control sets).
+            added: sites that have this batch's scores already, from an attempt that broke off; they are left out,
+                and each other one is put in as its scores are added.
+            rows: int64 [batch] rows of `watched` to write to, when the caller has put a table of its own there; else a
+                new one is made.
 
         Raises:
             CulnigError: no forward came before, or shapes or group numbers do not fit.
@@ -178,10 +184,11 @@ class Attributor:
             "weight": weight.to(device, torch.float64),
             "group": group.to(device, torch.float64 if counted else torch.int64),
             "clamp_below_zero": clamp_below_zero,
+            "added": set() if added is None else added,
+            "rows": torch.arange(batch[0]) if rows is None else rows,
         }
-        if self._watch:
-            dtype = torch.float64 if objective.dtype == torch.float64 else torch.float32
-            self.watched = torch.full((*batch, self._n_watched), torch.nan, dtype=dtype, device=device)
+        if self._watch and rows is None:
+            self.watched = torch.full((*batch, self._n_watched), torch.nan, dtype=objective.dtype, device=device)
         try:
             objective.sum().backward()
         finally:
@@ -192,6 +199,14 @@ class Attributor:
         """float64 [n_groups, neurons] sums so far, on the device of the first scored layer."""
         parts = [self._totals_of(location) for location in self.locations]
         return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+
+    def is_finite(self) -> bool:
+        """Whether no total is NaN or infinite; waits for the device, once for each."""
+        flags: dict[torch.device, torch.Tensor] = {}
+        for part in self._totals.values():
+            finite = part.isfinite().all()
+            flags[part.device] = flags[part.device] & finite if part.device in flags else finite
+        return all(bool(flag) for flag in flags.values())
 
     def restore(self, totals: torch.Tensor) -> None:
         """Start from earlier totals, float64 [n_groups, neurons]; CulnigError when the shape does not fit."""
@@ -204,12 +219,18 @@ class Attributor:
             where = self.layout.slice(location.site.module_name, location.site.layer_idx)
             self._totals_of(location).copy_(totals[:, where])
 
-    def _totals_of(self, location: SiteLocation) -> torch.Tensor:
+    def _totals_of(self, location: SiteLocation, device: torch.device | None = None) -> torch.Tensor:
+        """A site's totals, float64 [n_groups, K], where its scores are; before there are any, where its weights are."""
         if location.site not in self._totals:
-            device = next(location.module.parameters()).device
+            where = device or next(location.module.parameters()).device
             shape = (self.n_groups, location.site.width)
-            self._totals[location.site] = torch.zeros(shape, dtype=torch.float64, device=device)
-        return self._totals[location.site]
+            # Weights that are fetched when their layer runs are on no device until then.
+            where = torch.device("cpu") if where.type == "meta" else where
+            self._totals[location.site] = torch.zeros(shape, dtype=torch.float64, device=where)
+        totals = self._totals[location.site]
+        if device is not None and totals.device != device:
+            totals = self._totals[location.site] = totals.to(device)
+        return totals
 
     def _fused(self, head: LastPosition) -> contextlib.AbstractContextManager[Fusion]:
         """The model with fused layers in it, proved on two short samples."""
@@ -267,6 +288,8 @@ class Attributor:
         """
         if self._scoring is None or self._lengths is None:
             raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
+        if location.site in self._scoring["added"]:
+            return
         if self.reduction == "max" and (last or self.padding == "zero"):
             lengths = self._lengths.to(scores.device)
             zeros = lengths > 1 if last else lengths < self._positions
@@ -275,14 +298,16 @@ class Attributor:
             scores = torch.where(zeros[:, None], scores.clamp(min=0.0), scores)  # clamp keeps NaN
         if self.watched is not None and location.site in self._watch:
             columns, places = self._watch[location.site]
-            self.watched[:, places] = scores[:, columns].to(self.watched)
-        totals = self._totals_of(location)
+            rows = self._scoring["rows"].to(self.watched.device)
+            self.watched[rows[:, None], places.to(rows.device)] = scores[:, columns.to(scores.device)].to(self.watched)
+        totals = self._totals_of(location, scores.device)
         weight, group = self._scoring["weight"].to(scores.device), self._scoring["group"].to(scores.device)
         if group.dim() == 2:
             weighted = scores.double() * weight[:, None]
             totals += group.T @ (weighted.clamp(min=0.0) if self._scoring["clamp_below_zero"] else weighted)
         else:
             self._ops.accumulate(scores, weight, group, totals, self._scoring["clamp_below_zero"])
+        self._scoring["added"].add(location.site)
 
 
 def _places(locations: Sequence[SiteLocation], watch: NeuronSet) -> dict[NeuronSite, tuple[torch.Tensor, torch.Tensor]]:

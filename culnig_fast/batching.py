@@ -62,15 +62,17 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int | No
     return batches
 
 
-def make_batch(token_ids: Sequence[Sequence[int]], index: np.ndarray, device: torch.device) -> Batch:
-    """Pad the chosen samples to one tensor on `device`.
+def make_batch(
+    token_ids: Sequence[Sequence[int]], index: np.ndarray, device: torch.device, width: int | None = None
+) -> Batch:
+    """Pad the chosen samples to one tensor on `device`, to the longest of them or to `width`.
 
     A pad repeats the sample's last token: nothing after the last real token reaches it in a causal model, and no
     library takes a real token for padding that somebody forgot to mask.
     """
     chosen = [token_ids[i] for i in index]
     lengths = np.array([len(tokens) for tokens in chosen], dtype=np.int64)
-    padded = np.empty((len(chosen), int(lengths.max())), dtype=np.int64)
+    padded = np.empty((len(chosen), width or int(lengths.max())), dtype=np.int64)
     for row, tokens in zip(padded, chosen, strict=True):
         row[: len(tokens)] = tokens
         row[len(tokens) :] = tokens[-1]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from culnig_fast.errors import CulnigError
+
+_PART = ".part"
 
 
 @contextlib.contextmanager
@@ -27,27 +31,18 @@ def atomic_write(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path, overwrite)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise CulnigError(
-            f"cannot write {path}: {error.strerror} in folder {path.parent}; create it or choose another output path"
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _flush(temporary)
-        # mkstemp creates files that only their owner reads; the result has what the umask grants any other file.
-        temporary.chmod(0o666 & ~_umask())
-        refuse_existing(path, overwrite)
-        temporary.replace(path)
-    except OSError as error:
-        raise CulnigError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another output path"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path) as temporary:
+        try:
+            yield temporary
+            _flush(temporary)
+            # mkstemp creates files that only their owner reads; the result has what the umask grants any other file.
+            temporary.chmod(0o666 & ~_umask())
+            refuse_existing(path, overwrite)
+            temporary.replace(path)
+        except OSError as error:
+            raise CulnigError(
+                f"cannot write {path}: {error.strerror or error}; free some space or choose another output path"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -60,7 +55,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     refuse_existing(path, overwrite=False)
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent))
     except OSError as error:
         raise CulnigError(
             f"cannot write {path}: {error.strerror} in folder {path.parent}; create it or choose another output path"
@@ -82,6 +77,21 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
     """Raise CulnigError when `path` exists and may not be replaced; called before long work, not only after it."""
     if Path(path).exists() and not overwrite:
         raise CulnigError(f"{path} exists already; choose another output path or ask for it to be overwritten")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise CulnigError when no file can be made in the folder of `path`; called before long work."""
+    with _temporary(Path(path)):
+        pass
+
+
+def remove_leftovers(path: str | Path, older_than: float = 0.0) -> None:
+    """Remove what killed writers of `path` left beside it, untouched for `older_than` seconds: none is at work then."""
+    path, now = Path(path), time.time()
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_PART}"):
+        with contextlib.suppress(OSError):
+            if now - leftover.stat().st_mtime >= older_than:
+                leftover.unlink()
 
 
 def write_text(path: str | Path, text: str, overwrite: bool = False) -> None:
@@ -107,6 +117,23 @@ def read_json(path: str | Path) -> Any:
         raise CulnigError(f"cannot read {path}: {error.strerror}; check the path") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CulnigError(f"{path} is not a JSON file ({error}); was it cut off or is it another format?") from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """An empty file beside `path`, gone after the block unless it was renamed; CulnigError when it cannot be made."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+    except OSError as error:
+        raise CulnigError(
+            f"cannot write {path}: {error.strerror} in folder {path.parent}; create it or choose another output path"
+        ) from error
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        with contextlib.suppress(OSError):
+            Path(name).unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

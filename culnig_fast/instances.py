@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from culnig_fast.attributor import Attributor
-from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
+from culnig_fast.batching import default_batch_tokens, plan_batches
+from culnig_fast.budget import Budget
+from culnig_fast.diagnosis import NonFinite, describe_non_finite
+from culnig_fast.distributed import World
 from culnig_fast.errors import CulnigError
+from culnig_fast.loop import Loop, Samples
 from culnig_fast.neurons import NeuronSet
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
@@ -127,41 +130,42 @@ def record_instances(
     if not len(neurons):
         raise CulnigError("the neuron set is empty: there is nothing to record")
     encoded = encode_questions(tokenizer, list(questions), on_unusable)
-    sites = sorted(set(neurons.module_names))
-    attributor = Attributor(model, sites=sites, reduction=reduction, backend=backend, path=path, watch=neurons)
+    kept = encoded.questions
+    options: dict[str, Any] = {
+        "sites": sorted(set(neurons.module_names)),
+        "reduction": reduction,
+        "backend": backend,
+        "path": path,
+    }
+    attributor = Attributor(model, watch=neurons, **options)
     device = attributor.architecture.embedding.weight.device
-    budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
-    batches = plan_batches([len(tokens) for tokens in encoded.token_ids], budget)
-    answers = torch.tensor(encoded.answers).to(device)
-    scores, probability = [], []
-    bar = tqdm(total=len(encoded.questions), unit="question", desc="recording", disable=not progress)
-    with attributor, bar:
-        for index in batches:
-            batch = make_batch(encoded.token_ids, index, device)
-            logits = attributor.forward(batch.input_ids, batch.lengths)
-            gold = answers[batch.index].to(logits.device)
-            log_p = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])[:, 0]
-            p = log_p.detach().double().exp()
-            attributor.backward(log_p)
-            assert attributor.watched is not None
-            scores.append((attributor.watched * p[:, None]).cpu())
-            probability.append(p.cpu())
-            bar.update(len(index))
-    order = np.argsort(np.concatenate(batches))
-    table = torch.cat(scores).numpy()[order]
-    if not np.isfinite(table).all():
-        sample, column = np.argwhere(~np.isfinite(table))[0]
-        neuron = list(neurons)[column]
+    budget = Budget(default_batch_tokens(device) if batch_tokens is None else batch_tokens)
+    order = np.concatenate(plan_batches([len(tokens) for tokens in encoded.token_ids], budget.tokens or 1))
+    double = attributor.architecture.embedding.weight.dtype == torch.float64
+    dtype = torch.float64 if double else torch.float32
+    attributor.watched = torch.full((len(kept), len(neurons)), torch.nan, dtype=dtype)
+    samples = Samples(
+        tuple(question.id for question in kept),
+        encoded.token_ids,
+        torch.tensor(encoded.answers),
+        torch.zeros(len(kept), dtype=torch.int64),
+    )
+    try:
+        with attributor:
+            p = Loop(attributor, samples, order, budget, World()).run(progress)
+    except NonFinite as error:
         raise CulnigError(
-            f"the score of neuron {neuron.neuron_idx} of {neuron.module_name} in layer {neuron.layer_idx} on question "
-            f"{encoded.questions[sample].id!r} is {table[sample, column]}; the model's weights or activations hold NaN "
-            "or overflow: try bfloat16 or float32"
-        )
+            describe_non_finite(
+                attributor.architecture, samples.token_ids, samples.answers, samples.ids, error.suspects, options
+            )
+        ) from None
+    probability = np.empty(len(kept))
+    probability[order] = p
     return InstanceTable(
         neurons,
-        table,
-        torch.cat(probability).numpy()[order],
-        tuple(question.id for question in encoded.questions),
-        tuple(question.group for question in encoded.questions),
+        attributor.watched.double().numpy() * probability[:, None],
+        probability,
+        samples.ids,
+        tuple(question.group for question in kept),
         {"reduction": reduction, "unusable": list(encoded.unusable), "fusion": attributor.fusion.describe()},
     )

@@ -1,4 +1,4 @@
-"""Bootstrap resamples of questions, as how often each question is drawn."""
+"""Which rows of a score table each question counts in: its group, or bootstrap resamples of all questions."""
 
 from __future__ import annotations
 
@@ -32,3 +32,29 @@ def bootstrap_counts(groups: Sequence[str], resamples: int, seed: int = 0) -> np
         rows = np.flatnonzero(names == name)
         counts[rows] = source.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples).T
     return counts
+
+
+def table_rows(group_of: Sequence[str], resamples: int = 0, seed: int = 0) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of a table's rows, and where each question counts.
+
+    Args:
+        group_of: [questions] of each question.
+        resamples: 0 for a row a group, else that many bootstrap resamples, named "0", "1", ….
+        seed: of their draws.
+
+    Returns:
+        The names, and each question's row, int64 [questions], or its counts, float64 [questions, rows].
+    """
+    if resamples:
+        counts = bootstrap_counts(group_of, resamples, seed).astype(np.float64)
+        return tuple(str(number) for number in range(resamples)), counts
+    names = tuple(dict.fromkeys(group_of))
+    place = {name: row for row, name in enumerate(names)}
+    return names, np.array([place[name] for name in group_of], dtype=np.int64)
+
+
+def per_row(membership: np.ndarray, values: np.ndarray, rows: int) -> np.ndarray:
+    """The values [questions] of each row's questions added up, float64 [rows]; `membership` as `table_rows` has it."""
+    if membership.ndim == 2:
+        return np.asarray(membership.T @ values)
+    return np.bincount(membership, weights=values, minlength=rows)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.files import remove_leftovers
 from culnig_fast.neurons import NeuronLayout
 from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
 
@@ -30,6 +31,7 @@ class ScoreTable:
         ids: the ids of all samples scored, in the order in which they were given.
         layout: which column is which neuron.
         metadata: JSON-ready provenance: model, options, versions.
+        checkpoint: the file of progress that the table was made with; `save` removes it when the table is on disk.
 
     Raises:
         CulnigError: shapes disagree, or a group is named twice.
@@ -42,6 +44,7 @@ class ScoreTable:
     ids: tuple[str, ...]
     layout: NeuronLayout
     metadata: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -92,6 +95,13 @@ class ScoreTable:
             "metadata": json.dumps(self.metadata, ensure_ascii=False, sort_keys=True),
         }
         save_tensors(path, tensors, header, overwrite)
+        self.discard_checkpoint()
+
+    def discard_checkpoint(self) -> None:
+        """Remove the progress that the table was made with: it is on disk, or not wanted."""
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+            remove_leftovers(self.checkpoint)
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreTable:

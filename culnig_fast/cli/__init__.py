@@ -32,15 +32,9 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Run a command; bad input ends in one sentence and exit code 1, an interrupt in 130."""
+    """Run a command; bad input ends in one sentence and exit code 1, a signal in 128 and its number."""
     try:
         app()
     except CulnigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command continues where it can, and nothing was overwritten",
-            file=sys.stderr,
-        )
-        sys.exit(130)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -28,7 +28,7 @@ from culnig_fast.cli.options import (
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import refuse_existing
+from culnig_fast.files import check_writable, refuse_existing
 
 
 @app.command(epilog="Example: culnig-fast score demo --data demo --split neur --out neur.safetensors")
@@ -65,9 +65,11 @@ def score(
 ) -> None:
     """Score every neuron of a model on a benchmark.
 
-    Progress is kept beside the output every minute and on an interrupt; the same command continues from there.
+    Progress is kept beside the output every minute, on SIGINT and on SIGTERM; the same command continues from there.
+    Under torchrun (torchrun --nproc-per-node 2 -m culnig_fast.cli score …) the samples are divided among the processes.
     """
     refuse_existing(out, overwrite)
+    check_writable(out)
     if as_authors:
         from culnig_fast.interop.as_authors import AS_AUTHORS, count_unique_ids
 
@@ -75,31 +77,39 @@ def score(
         if asked_for != (True, "exclude", None, None, "max"):
             raise CulnigError("--as-authors decides about padding, batches, clamping and reduction; leave those out")
         padding, batch_size = AS_AUTHORS["padding"], AS_AUTHORS["batch_size"]
-    loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     from culnig_fast.attribution import attribute
+    from culnig_fast.distributed import joined, local_device
 
-    questions = load_questions(task, data, topics, split, tokenizer)
-    table = attribute(
-        loaded,
-        tokenizer,
-        questions,
-        sites=site,
-        control=split == "control",
-        clamp_control=clamp_control,
-        batch_tokens=batch_tokens,
-        batch_size=batch_size,
-        padding=padding,
-        reduction=reduction,
-        path=path,
-        on_unusable="skip" if skip_unusable else "error",
-        checkpoint=out.with_name(f"{out.name}.partial"),
-        checkpoint_seconds=checkpoint_seconds,
-        progress=not quiet,
-    )
-    if as_authors:
-        table = count_unique_ids(table, questions, task)
-    table.metadata.update({"task": task, "split": split})
-    table.save(out, overwrite)
+    with joined() as world:
+        loaded, tokenizer = load_model_and_tokenizer(model, dtype, device or local_device(), trust_remote_code)
+        questions = load_questions(task, data, topics, split, tokenizer)
+        table = attribute(
+            loaded,
+            tokenizer,
+            questions,
+            sites=site,
+            control=split == "control",
+            clamp_control=clamp_control,
+            batch_tokens=batch_tokens,
+            batch_size=batch_size,
+            padding=padding,
+            reduction=reduction,
+            path=path,
+            on_unusable="skip" if skip_unusable else "error",
+            checkpoint=out.with_name(f"{out.name}.partial"),
+            checkpoint_seconds=checkpoint_seconds,
+            world=world,
+            progress=not quiet,
+        )
+        if as_authors:
+            table = count_unique_ids(table, questions, task)
+        table.metadata.update({"task": task, "split": split})
+        world.save(table, out, overwrite)
+    if world.rank == 0:
+        _report(table, out, as_json)
+
+
+def _report(table: Any, out: Path, as_json: bool) -> None:
     mean = float(table.probability.sum() / len(table.ids))
     summary = {
         "out": str(out),
@@ -108,11 +118,14 @@ def score(
         "groups": dict(zip(table.groups, table.counts.tolist(), strict=True)),
         "mean_probability": mean,
         "left_out": table.metadata["unusable"],
+        "underflow": table.metadata["underflow"],
+        "halvings": table.metadata["halvings"],
     }
     left_out = f", {len(summary['left_out'])} left out" if summary["left_out"] else ""
+    lost = f"; {len(summary['underflow'])} samples count nothing, their P is 0" if summary["underflow"] else ""
     report(
         as_json,
         summary,
         f"{out}: {table.n_samples:,} samples{left_out} of {len(table.groups)} groups, "
-        f"{table.layout.size:,} neurons, mean P {mean:.3f}",
+        f"{table.layout.size:,} neurons, mean P {mean:.3f}{lost}",
     )

@@ -10,7 +10,7 @@ import torch
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
-from culnig_fast import attribution
+from culnig_fast import loop
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,6 +38,6 @@ def test_no_synchronisation_while_a_batch_is_scored(path: str, monkeypatch: pyte
         return run
 
     for name in ("make_batch", "_score_batch"):
-        monkeypatch.setattr(attribution, name, strictly(getattr(attribution, name)))
+        monkeypatch.setattr(loop, name, strictly(getattr(loop, name)))
     cf.attribute(model, tokenizer, questions, path=path, batch_tokens=20, progress=False)
     assert checked > 2

@@ -1,0 +1,89 @@
+"""torchrun with several processes against one, a rank killed, and the job started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from culnig_fast.scores import ScoreTable
+from harness.faults._scoring import command, distance, quietly, sentence, timed
+
+TITLE = "torchrun with 2 and 3 gloo processes against one; one rank killed, the job started again"
+
+LIMIT = 1e-12
+"""Of the largest total: only the order of float64 sums differs."""
+
+
+def run(folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """One process, then each number of processes undisturbed and killed."""
+    split, options = "neur", ("--batch-tokens", "64", "--checkpoint-seconds", "0.3")
+    one = folder / "one.safetensors"
+    seconds = {1: timed(command(one, *options, split=split))}
+    whole = ScoreTable.load(one)
+    rows = []
+    for size in (2,) if quick else (2, 3):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+        out, again = folder / f"{size}.safetensors", folder / f"{size}-again.safetensors"
+        seconds[size] = timed([*launch, *command(out, *options, split=split)])
+        table = ScoreTable.load(out)
+        killed = _kill_one([*launch, *command(again, *options, split=split)], again, size, size - 1)
+        timed([*launch, *command(again, *options, split=split)])
+        row = {
+            "processes": size,
+            "seconds": round(seconds[size], 1),
+            "difference_from_one_process": distance(table, whole),
+            "ids_equal": table.ids == whole.ids,
+            **killed,
+            "restarted_bytes_equal_undisturbed": again.read_bytes() == out.read_bytes(),
+            "files_left_over": sorted(path.name for path in folder.glob("*.partial*")),
+        }
+        row["passed"] = (
+            row["difference_from_one_process"] <= LIMIT
+            and row["ids_equal"]
+            and row["restarted_bytes_equal_undisturbed"]
+            and f"rank {size - 1} died" in row["sentence"]
+            and not row["files_left_over"]
+        )
+        rows.append(row)
+        say(
+            f"{size} processes: {row['difference_from_one_process']:.1e} from one; rank {size - 1} killed: "
+            f"{row['seconds_to_end']} s later '{row['sentence']}'; restarted, bytes equal: "
+            f"{row['restarted_bytes_equal_undisturbed']}"
+        )
+    return {"seconds_one_process": round(seconds[1], 1), "rows": rows, "passed": all(row["passed"] for row in rows)}
+
+
+def _kill_one(arguments: list[str], out: Path, size: int, victim: int) -> dict[str, Any]:
+    """Start a job and kill a rank once it has kept progress; how the job ends."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    progress = out.with_name(f"{out.name}.partial.rank{victim}of{size}")
+    while not progress.exists():
+        if process.poll() is not None:
+            raise RuntimeError(f"the job ended before it could be killed: {process.communicate()[1][-500:]}")
+        time.sleep(0.02)
+    os.kill(_child_of(process.pid, victim), signal.SIGKILL)
+    start = time.perf_counter()
+    status, errors = quietly(process)
+    return {
+        "exit_status": status,
+        "seconds_to_end": round(time.perf_counter() - start, 1),
+        "sentence": sentence(errors).replace(f"{out.parent}/", ""),
+    }
+
+
+def _child_of(parent: int, rank: int) -> int:
+    """The process of a rank, by the variable that torchrun gave it (Linux)."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in variables:
+            return int(child)
+    raise RuntimeError(f"torchrun has no child of rank {rank}")

@@ -1,0 +1,37 @@
+"""SIGINT and SIGTERM held back until work reaches a point at which it can stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[list[int]]:
+    """Inside the block SIGINT and SIGTERM only fill the list; the caller looks at it where stopping loses nothing.
+
+    A second SIGINT raises KeyboardInterrupt on the spot: somebody does not want to wait for the batch. Outside the
+    main thread, where Python delivers no signals, the list stays empty.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    earlier = {number: signal.signal(number, note) for number in STOPPING}
+    try:
+        yield caught
+    finally:
+        for number, handler in earlier.items():
+            # None: a handler that was not set from Python and that Python cannot set again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

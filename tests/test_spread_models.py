@@ -1,0 +1,55 @@
+"""Models of which not all is in one place: layers fetched from disk, and weights divided among processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import families
+import numpy as np
+import pytest
+import torch
+import transformers
+from wordlevel import make_questions, make_tokenizer
+
+import culnig_fast as cf
+
+TOKENIZER = make_tokenizer()
+QUESTIONS = make_questions(11)
+
+
+def test_a_model_dispatched_by_a_device_map(tmp_path: Path) -> None:
+    """One layer on the CPU, the other fetched from disk whenever it runs: its weights are nowhere in between."""
+    pytest.importorskip("accelerate", reason="device_map needs accelerate")
+    model = families.build("llama")
+    model.save_pretrained(tmp_path / "model")
+    places = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb")}
+    spread = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model",
+        device_map={**places, "model.layers.1": "disk", "lm_head": "cpu"},
+        offload_folder=tmp_path / "disk",
+    )
+    assert spread.model.layers[1].mlp.gate_proj.weight.device.type == "meta"
+    whole = cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
+    path = tmp_path / "run.partial"
+    table = cf.attribute(spread, TOKENIZER, QUESTIONS, checkpoint=path, progress=False)
+    assert np.abs(table.totals - whole.totals).max() <= 1e-5 * np.abs(whole.totals).max()
+    again = cf.attribute(spread, TOKENIZER, QUESTIONS, checkpoint=path, progress=False)
+    assert np.array_equal(again.totals, table.totals)
+
+
+def test_a_divided_weight_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import distributed as dist
+    from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+        monkeypatch.setenv(name, value)
+    model = families.build("llama")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        gate = model.model.layers[1].mlp.gate_proj
+        gate.weight = torch.nn.Parameter(DTensor.from_local(gate.weight.detach(), mesh, [Shard(0)]))
+        with pytest.raises(cf.CulnigError, match=r"layers\.1\.mlp\.gate_proj\.weight is divided among processes"):
+            cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
+    finally:
+        dist.destroy_process_group()
