@@ -54,7 +54,8 @@ _ALL = (
         "parts",
         "MLP against attention",
         "Points lost on each task when the MLP neurons of the culture-general set, its attention neurons, both, or as "
-        "many random neurons as both are suppressed. Lines: 95 % paired-bootstrap intervals over the questions.",
+        "many random neurons as both are suppressed. Lines: paired-bootstrap intervals over the questions, 95 % unless "
+        "the run was told otherwise.",
         parts.draw,
         parts.describe,
     ),

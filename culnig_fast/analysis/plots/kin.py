@@ -26,11 +26,14 @@ def draw(frame: pd.DataFrame) -> Figure:
     figure = new_figure(1.1 + 0.2 * len(frame))
     axes = figure.subplots()
     axes.axvline((others + 1) / 2, color=INK, linestyle=(0, (4, 2)), linewidth=1.2, label="mean of chance")
-    ways = (("rank", "o", BLUE, BLUE, "bare drop"), ("rank_centred", "^", GREEN, "white", "centred drop"))
-    for column, marker, colour, face, name in ways:
+    # Side by side, so that equal ranks do not cover each other.
+    ways = (("rank", "o", BLUE, BLUE, "bare drop", -0.16), ("rank_centred", "^", GREEN, "white", "centred drop", 0.16))
+    for column, marker, colour, face, name, aside in ways:
         label = f"{name}: mean {frame[column].mean():.1f}"
-        axes.plot(frame[column], y, linestyle="none", marker=marker, markersize=5, color=colour, markerfacecolor=face,
-                  label=label)  # fmt: skip
+        axes.plot(
+            frame[column], y + aside, linestyle="none", marker=marker, markersize=5, color=colour,
+            markerfacecolor=face, label=label,
+        )  # fmt: skip
     names = [f"{set_label(a)} → {set_label(b)}" for a, b in zip(frame["suppressed"], frame["kin"], strict=True)]
     axes.set_yticks(y, names)
     axes.set_ylim(len(frame) - 0.4, -0.6)
