@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from culnig_fast.files import write_json
 from culnig_fast.neurons import NeuronSet
 from culnig_fast.pipeline.config import RunConfig
-from culnig_fast.pipeline.identification import load_set, load_table, specific
+from culnig_fast.pipeline.identification import kinship, load_set, load_table, specific
 from culnig_fast.pipeline.reporting import random_conditions, set_sizes, task_points
 from culnig_fast.pipeline.workbench import Workbench
 from culnig_fast.tables.figures import Drawing
@@ -196,10 +197,14 @@ def _quantiles(bench: Workbench, out: Path) -> pd.DataFrame:
 
 
 def _kinship(bench: Workbench, out: Path) -> pd.DataFrame:
+    return _drops(bench, out, {country: kinship(bench.config, country) for country in bench.config.countries})
+
+
+def _drops(bench: Workbench, out: Path, names: dict[str, str]) -> pd.DataFrame:
+    """By the task's points, of each country's set of that name."""
     from culnig_fast.analysis.kinship import drops
 
-    points = task_points(bench, out, bench.config.culture)
-    return drops(points, {country: specific(country) for country in bench.config.countries})
+    return drops(task_points(bench, out, bench.config.culture), names)
 
 
 def _kinship_ranks(bench: Workbench, out: Path) -> pd.DataFrame:
@@ -215,10 +220,21 @@ def _kin(bench: Workbench, out: Path) -> pd.DataFrame:
 
 
 def _kin_recovery(bench: Workbench, out: Path) -> pd.DataFrame:
+    import pandas as pd
+
     from culnig_fast.analysis.kin import kin_recovery
 
-    drawn = bench.config.bootstrap
-    return kin_recovery(_kinship(bench, out), bench.config.analyses.kin, permutations=drawn.resamples, seed=drawn.seed)
+    config, parts = bench.config, []
+    shares = {"specific": config.thresholds.specific_share}
+    if config.analyses.kinship_share is not None:
+        shares["kinship"] = config.analyses.kinship_share
+    for kind, share in shares.items():
+        name = specific if kind == "specific" else functools.partial(kinship, config)
+        frame = _drops(bench, out, {country: name(country) for country in config.countries})
+        drawn = config.bootstrap
+        found = kin_recovery(frame, config.analyses.kin, permutations=drawn.resamples, seed=drawn.seed)
+        parts.append(found.assign(sets=kind, share_of_neurons=share))
+    return pd.concat(parts)
 
 
 def _instances(reduction: str) -> Analysis:

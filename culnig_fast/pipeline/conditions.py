@@ -7,7 +7,7 @@ from pathlib import Path
 
 from culnig_fast.neurons import NeuronSet
 from culnig_fast.pipeline.config import RunConfig
-from culnig_fast.pipeline.identification import load_set, specific
+from culnig_fast.pipeline.identification import kinship, load_set, specific
 from culnig_fast.pipeline.workbench import Workbench
 
 
@@ -20,12 +20,14 @@ class Condition:
         neurons: the set, one of `identification.sets`; None leaves the model as it is.
         factor: their outputs are multiplied by it.
         country_only: evaluated only on tasks whose groups are countries.
+        only: evaluated only on the task of that label.
     """
 
     name: str
     neurons: str | None
     factor: float = 0.0
     country_only: bool = False
+    only: str | None = None
 
 
 def conditions(config: RunConfig) -> tuple[Condition, ...]:
@@ -39,6 +41,21 @@ def conditions(config: RunConfig) -> tuple[Condition, ...]:
         Condition("attention", "attention"),
         *(Condition(name, name) for name in config.baselines),
         *(Condition(specific(country), specific(country), country_only=True) for country in config.countries),
+        *(
+            Condition(kinship(config, country), kinship(config, country), country_only=True, only=config.culture)
+            for country in config.countries
+            if kinship(config, country) != specific(country)
+        ),
+    )
+
+
+def conditions_of(bench: Workbench, label: str) -> tuple[Condition, ...]:
+    """Those that one of the run's tasks is evaluated under."""
+    by_country = bench.by_country(label)
+    return tuple(
+        condition
+        for condition in conditions(bench.config)
+        if (by_country or not condition.country_only) and condition.only in (None, label)
     )
 
 

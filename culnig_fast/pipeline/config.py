@@ -85,6 +85,8 @@ class Analyses:
         samples: top and bottom samples of a neuron that are kept with their text.
         summed: also record the sum over positions of each sample: the maximum over many positions is nearly always
             above 0, while the sum, the first-order effect of zeroing the neuron, has both signs.
+        kinship_share: also choose each country's neurons at this share, and draw kinship from these sets: the method's
+            share may leave a handful of neurons in a small model. None draws it from the specific sets.
         kin: groups of countries known to be kin, to be found again by the kinship analysis.
     """
 
@@ -93,6 +95,7 @@ class Analyses:
     shown: int = 200
     samples: int = 5
     summed: bool = False
+    kinship_share: float | None = None
     kin: tuple[tuple[str, ...], ...] = ()
 
 

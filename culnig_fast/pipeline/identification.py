@@ -33,6 +33,13 @@ def specific(country: str) -> str:
     return f"specific-{country.replace(' ', '_')}"
 
 
+def kinship(config: RunConfig, country: str) -> str:
+    """Name of the set that a country's kinship is drawn from."""
+    if config.analyses.kinship_share is None:
+        return specific(country)
+    return f"kinship-{country.replace(' ', '_')}"
+
+
 def sets(config: RunConfig) -> tuple[str, ...]:
     """Names of all neuron sets, in an order in which each can be made from those before it."""
     return (
@@ -40,7 +47,7 @@ def sets(config: RunConfig) -> tuple[str, ...]:
         "mlp",
         "attention",
         *(f"random-{seed}" for seed in config.seeds),
-        *map(specific, config.countries),
+        *dict.fromkeys((*map(specific, config.countries), *(kinship(config, country) for country in config.countries))),
         *(name for name in ("lape", "cape", "mean-activation", "weight-norm") if name in config.baselines),
     )
 
@@ -107,8 +114,10 @@ class Choice:
 def choice(bench: Workbench, out: Path, name: str) -> Choice:
     """How the set of that name, one of `sets`, is chosen."""
     kind, _, which = name.partition("-")
-    if kind == "specific":
-        return _specific(bench.config, out, next(c for c in bench.config.countries if specific(c) == name))
+    if kind in ("specific", "kinship"):
+        country = next(c for c in bench.config.countries if name in (specific(c), kinship(bench.config, c)))
+        share = bench.config.analyses.kinship_share if kind == "kinship" else None
+        return _specific(bench.config, out, country, share)
     if kind == "random":
         return _random(out, int(which))
     if name in ("mlp", "attention"):
@@ -153,10 +162,12 @@ def _general(bench: Workbench, out: Path) -> Choice:
     return Choice(choose, _SCORES, shares)
 
 
-def _specific(config: RunConfig, out: Path, country: str) -> Choice:
+def _specific(config: RunConfig, out: Path, country: str, share: float | None) -> Choice:
+    """By the thresholds' own share, or another."""
     from culnig_fast.selection import select_specific
 
     limits = config.thresholds
+    share = limits.specific_share if share is None else share
 
     def choose() -> NeuronSet:
         neur, control, surface = _load_tables(out)
@@ -165,12 +176,12 @@ def _specific(config: RunConfig, out: Path, country: str) -> Choice:
             control,
             surface,
             country,
-            share=limits.specific_share,
+            share=share,
             surface_share=limits.specific_surface_share,
             min_z=limits.min_z,
         )
 
-    options = [country, limits.specific_share, limits.specific_surface_share, limits.min_z]
+    options = [country, share, limits.specific_surface_share, limits.min_z]
     return Choice(choose, _SCORES, options)
 
 

@@ -284,7 +284,10 @@ def _analyses(part: Section) -> Analyses:
             ("samples", Analyses.samples, 1),
         )
     }
-    analyses = Analyses(**counts, summed=part.flag("summed", Analyses.summed), kin=_kin(part))
+    share = part.number("kinship_share", 0.0, 0, 1)
+    analyses = Analyses(
+        **counts, summed=part.flag("summed", Analyses.summed), kinship_share=share or None, kin=_kin(part)
+    )
     part.finish()
     return analyses
 

@@ -11,7 +11,7 @@ import numpy as np
 from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import Evaluation
 from culnig_fast.files import read_json, write_json, write_text
-from culnig_fast.pipeline.conditions import conditions
+from culnig_fast.pipeline.conditions import conditions, conditions_of
 from culnig_fast.pipeline.config import RunConfig
 from culnig_fast.pipeline.digests import code_digest, digest
 from culnig_fast.pipeline.identification import load_set, specific
@@ -56,8 +56,7 @@ def inputs(bench: Workbench, out: Path) -> dict[str, str]:
     points = [
         [label, condition.name, points_of(bench, out, label, condition.name).tolist()]
         for label in bench.evaluated()
-        for condition in conditions(bench.config)
-        if not condition.country_only or bench.by_country(label)
+        for condition in conditions_of(bench, label)
     ]
     return {
         "points": digest(points),
@@ -170,9 +169,7 @@ def task_points(bench: Workbench, out: Path, label: str) -> TaskPoints:
     """What every condition scored on one task of the run; CulnigError when they are of different questions."""
     first = _result(out, label, "original")
     points = {}
-    for condition in conditions(bench.config):
-        if condition.country_only and not bench.by_country(label):
-            continue
+    for condition in conditions_of(bench, label):
         result = _result(out, label, condition.name)
         if result.ids != first.ids:
             raise CulnigError(f"{condition.name} and original of {label} are of different questions; delete both files")

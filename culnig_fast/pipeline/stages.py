@@ -57,8 +57,7 @@ def plan(bench: Workbench, compare: bool = False) -> list[Stage]:
     results = [
         _results(bench, out, label, condition)
         for label in bench.evaluated()
-        for condition in under.conditions(bench.config)
-        if not condition.country_only or bench.by_country(label)
+        for condition in under.conditions_of(bench, label)
     ]
     stages += results
     stages.append(_tables(bench, out, results))

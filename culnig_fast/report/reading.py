@@ -16,6 +16,7 @@ from culnig_fast.tables.table import Cell, Table
 
 MANIFEST = "manifest.json"
 FORMAT = "culnig_fast.run/1"
+_OF_COUNTRIES = ("specific-", "kinship-")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def set_rank(name: str) -> tuple[int, str, int]:
 
 def country_of(name: str) -> str | None:
     """The country whose set this is, or None."""
-    return name.removeprefix("specific-").replace("_", " ") if name.startswith("specific-") else None
+    return name.partition("-")[2].replace("_", " ") if name.startswith(_OF_COUNTRIES) else None
 
 
 def read_text(path: Path) -> str:
