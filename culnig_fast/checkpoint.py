@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
+from culnig_fast.tensors import map_tensor, read_facts, read_metadata, save_tensors
 
 FORMAT = "culnig_fast.checkpoint/1"
 
@@ -59,8 +59,8 @@ class Checkpoint:
         try:
             header = read_metadata(self.path)
             # Copies: the file is about to be replaced under the maps.
-            totals, probability = (np.array(map_tensor(self.path, name)) for name in ("totals", "probability"))
-            run, batches = json.loads(header["run"]), int(header["batches"])
+            totals, probability = (np.array(map_tensor(self.path, name, np.float64)) for name in ("totals", "probability"))
+            run, batches = read_facts(header, "run"), int(header["batches"])
         except (OSError, KeyError, ValueError) as error:
             raise CulnigError(f"{self.path} is a damaged checkpoint ({error}); delete it to start afresh") from error
         different = sorted(name for name in {*run, *self._run} if run.get(name) != self._run.get(name))

@@ -51,7 +51,9 @@ class Section:
         if value is None:
             return default
         if not isinstance(value, str) or not value:
-            raise CulnigError(f"{self.name(key)} is {value!r}; give text")
+            raise CulnigError(f"{self.name(key)} is {value!r:.60}; give text")
+        if not all(character.isprintable() for character in value):
+            raise CulnigError(f"{self.name(key)} is {value!r:.60}, which holds characters that cannot be printed")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
