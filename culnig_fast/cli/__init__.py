@@ -25,6 +25,9 @@ def main() -> None:
     except CulnigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # a path that the system refuses before any reader sees it, e.g. one that is too long
+        print(f"error: {CulnigError(f'{error}; check the path')}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(
             "interrupted; the same command continues where it can, and nothing was overwritten",

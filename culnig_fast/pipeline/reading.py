@@ -67,7 +67,7 @@ def _read(path: Path, source: str) -> dict[str, Any]:
         raise CulnigError(
             f"no config {source} ({error.strerror}); give a yaml file or one of the presets {', '.join(presets())}"
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise CulnigError(f"{source} is not a yaml file ({reason:.200}); mend it there") from error
     if not isinstance(value, dict):

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from culnig_fast.errors import CulnigError
+
+
+def brief(value: Any) -> str:
+    """A value in a message; aliases in a yaml file can make its full text longer than memory."""
+    return reprlib.repr(value)[:60]
 
 
 class Section:
@@ -24,10 +30,10 @@ class Section:
     def __init__(self, value: Any, where: str) -> None:
         value = {} if value is None else value
         if not isinstance(value, Mapping):
-            raise CulnigError(f"{where} is {value!r:.60}; give keys and values there")
+            raise CulnigError(f"{where} is {brief(value)}; give keys and values there")
         for key in value:
             if not isinstance(key, str):
-                raise CulnigError(f"{where} has the key {key!r}, which is not text; put it in quotes")
+                raise CulnigError(f"{where} has the key {brief(key)}, which is not text; put it in quotes")
         self.where = where
         self._values = dict(value)
         self._known: list[str] = []
@@ -51,9 +57,11 @@ class Section:
         if value is None:
             return default
         if not isinstance(value, str) or not value:
-            raise CulnigError(f"{self.name(key)} is {value!r:.60}; give text")
-        if not all(character.isprintable() for character in value):
-            raise CulnigError(f"{self.name(key)} is {value!r:.60}, which holds characters that cannot be printed")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give text")
+        if not value.isprintable():
+            raise CulnigError(f"{self.name(key)} is {brief(value)}, which holds characters that cannot be printed")
+        if any(len(part.encode()) > 255 for part in value.split("/")) or len(value) > 2000:
+            raise CulnigError(f"{self.name(key)} is {brief(value)}, too long for the name of a file or anything else")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -62,7 +70,7 @@ class Section:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise CulnigError(f"{self.name(key)} is {value!r}; give true or false")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give true or false")
         return value
 
     def choice(self, key: str, choices: Iterable[str], default: str) -> str:
@@ -71,7 +79,7 @@ class Section:
         if value is None:
             return default
         if value not in (known := list(choices)):
-            raise CulnigError(f"{self.name(key)} is {value!r}; choose from {', '.join(known)}")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; choose from {', '.join(known)}")
         return str(value)
 
     def number(self, key: str, default: float, low: float = -math.inf, high: float = math.inf) -> float:
@@ -81,7 +89,7 @@ class Section:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             span = "" if math.isinf(low) and math.isinf(high) else f" in {low:g}…{high:g}"
-            raise CulnigError(f"{self.name(key)} is {value!r}; give a number{span}")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give a number{span}")
         return float(value)
 
     def whole(self, key: str, default: int | None, low: int = 0) -> int | None:
@@ -90,7 +98,7 @@ class Section:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise CulnigError(f"{self.name(key)} is {value!r}; give a whole number, {low} or more")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give a whole number, {low} or more")
         return value
 
     def texts(self, key: str, default: Iterable[str]) -> tuple[str, ...]:
@@ -99,7 +107,7 @@ class Section:
         if value is None:
             return tuple(default)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise CulnigError(f"{self.name(key)} is {value!r:.60}; give a list of names")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give a list of names")
         if len(set(value)) != len(value):
             raise CulnigError(f"{self.name(key)} names something twice; name each once")
         return tuple(value)
@@ -111,7 +119,7 @@ class Section:
             value = default
         whole = [value] if not isinstance(value, list) else value
         if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in whole):
-            raise CulnigError(f"{self.name(key)} is {value!r:.60}; give how many, or a list of whole numbers")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give how many, or a list of whole numbers")
         if not isinstance(value, list):
             return tuple(range(value))
         if len(set(value)) != len(value):
