@@ -115,12 +115,10 @@ class Evaluation:
 
 
 def _checked(field: str, value: Any) -> Any:
-    """The value of a row's field; ValueError when it is none."""
-    kind = _KINDS.get(field, str)
-    whole = isinstance(value, kind) and (kind is not float or math.isfinite(value))
+    """The value of a row's field; ValueError when it is none. Answers in the model's own words have NaN for P."""
     if field == "probability" and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not whole:
+        value = float(value)
+    if not isinstance(value, _KINDS.get(field, str)) or (field == "probability" and math.isinf(value)):
         raise ValueError(f"{field} is {value!r:.60}")
     return value
 

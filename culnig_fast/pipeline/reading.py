@@ -20,7 +20,7 @@ from culnig_fast.pipeline.config import (
     TaskConfig,
     Thresholds,
 )
-from culnig_fast.pipeline.section import Section
+from culnig_fast.pipeline.section import Section, brief
 from culnig_fast.tasks.base import Task, tasks
 from culnig_fast.tasks.countries import TARGET_COUNTRIES, country_name
 
@@ -81,7 +81,7 @@ def _merged(values: dict[str, Any], where: str, seen: tuple[str, ...]) -> dict[s
     if name is None:
         return {key: value for key, value in values.items() if key != "preset"}
     if name not in presets():
-        raise CulnigError(f"{where}: preset is {name!r}; choose from {', '.join(presets())}")
+        raise CulnigError(f"{where}: preset is {brief(name)}; choose from {', '.join(presets())}")
     if name in seen:
         raise CulnigError(f"{where}: preset {name} builds on itself")
     below = _merged(_read(_preset_path(name), name), f"{name}.yaml", (*seen, name))

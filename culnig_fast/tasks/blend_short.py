@@ -214,7 +214,7 @@ def _read_annotations(path: Path) -> dict[str, Any]:
         given = entry if isinstance(entry, dict) else {}
         lacks = [key for key, kind in kinds.items() if not isinstance(given.get(key), kind)]
         if lacks or not name:
-            raise CulnigError(f"{path}: question {name!r} has no {', '.join(lacks) or 'id'}; is it BLEnD's?")
+            raise CulnigError(f"{path}: question {name} has no {', '.join(lacks) or 'id'}; is it BLEnD's?")
     return entries
 
 

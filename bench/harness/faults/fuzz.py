@@ -147,14 +147,14 @@ class Damaged:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float = SECONDS) -> Iterator[None]:
+def time_limit(seconds: float | None = None) -> Iterator[None]:
     """Raise Hung in a block that takes longer; main thread only."""
 
     def expired(number: int, frame: Any) -> None:
         raise Hung
 
     earlier = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS if seconds is None else seconds)
     try:
         yield
     finally:
