@@ -11,6 +11,9 @@ from typing import Any
 from culnig_fast.errors import CulnigError
 
 
+_MOST_SETS = 10_000
+
+
 def brief(value: Any) -> str:
     """A value in a message; aliases in a yaml file can make its full text longer than memory."""
     return reprlib.repr(value)[:60]
@@ -97,7 +100,7 @@ class Section:
         value = self.raw(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**53:
             raise CulnigError(f"{self.name(key)} is {brief(value)}; give a whole number, {low} or more")
         return value
 
@@ -118,8 +121,10 @@ class Section:
         if value is None:
             value = default
         whole = [value] if not isinstance(value, list) else value
-        if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in whole):
+        if any(isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < 2**63 for item in whole):
             raise CulnigError(f"{self.name(key)} is {brief(value)}; give how many, or a list of whole numbers")
+        if not isinstance(value, list) and value > _MOST_SETS:
+            raise CulnigError(f"{self.name(key)} is {value}; give at most {_MOST_SETS}: every set is evaluated")
         if not isinstance(value, list):
             return tuple(range(value))
         if len(set(value)) != len(value):
