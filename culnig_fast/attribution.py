@@ -19,6 +19,7 @@ from culnig_fast.batching import Batch, default_batch_tokens, make_batch, plan_b
 from culnig_fast.checkpoint import Checkpoint, Progress
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout
+from culnig_fast.quantised import fingerprint
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.scores import ScoreTable
 from culnig_fast.version import __version__
@@ -217,7 +218,7 @@ def _uninterrupted() -> Iterator[None]:
 def _fingerprint(attributor: Attributor) -> list[Any]:
     """What tells one model from another without reading all its weights."""
     model = attributor.architecture.model
-    sums = [float(location.module.weight.detach()[:8].double().sum()) for location in attributor.locations]
+    sums = [fingerprint(location.module) for location in attributor.locations]
     return [type(model).__name__, model.config.to_json_string(), str(model.dtype), sums]
 
 

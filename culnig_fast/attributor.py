@@ -17,6 +17,7 @@ from culnig_fast.fused import Scoring
 from culnig_fast.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.neurons import NeuronSite
+from culnig_fast.quantised import check_gradients, device_of
 from culnig_fast.tap import attach_taps
 
 
@@ -42,7 +43,8 @@ class Attributor:
             `fused` refuses a model of which no layer can be. `fusion` says what each layer does.
 
     Raises:
-        CulnigError: the model's structure cannot be resolved or an option is unknown.
+        CulnigError: the model's structure cannot be resolved or an option is unknown; on entering the block, a
+            quantised projection passes no gradient back.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Attributor:
             stack.callback(head.remove)
             leaf = self.architecture.embedding.register_forward_hook(_make_leaf)
             stack.callback(leaf.remove)
+            check_gradients(self.architecture, lambda: self._few_logits(head))
             if self.path != "taps":
                 self.fusion = stack.enter_context(self._fused(head))
             else:
@@ -195,24 +198,24 @@ class Attributor:
 
     def _totals_of(self, location: SiteLocation) -> torch.Tensor:
         if location.site not in self._totals:
-            device = next(location.module.parameters()).device
+            device = device_of(location.module)
             shape = (self.n_groups, location.site.width)
             self._totals[location.site] = torch.zeros(shape, dtype=torch.float64, device=device)
         return self._totals[location.site]
 
-    def _fused(self, head: LastPosition) -> contextlib.AbstractContextManager[Fusion]:
-        """The model with fused layers in it, proved on two short samples."""
+    def _few_logits(self, head: LastPosition) -> torch.Tensor:
+        """Logits of two short samples."""
         device = self.architecture.embedding.weight.device
         vocabulary = int(self.architecture.embedding.weight.shape[0])
         input_ids = (torch.arange(3, 9, device=device) % vocabulary).view(2, 3)
+        self._lengths = torch.tensor([3, 2], device=device)
+        try:
+            return head.logits(input_ids, self._lengths)
+        finally:
+            self._lengths = None
 
-        def logits() -> torch.Tensor:
-            self._lengths = torch.tensor([3, 2], device=device)
-            try:
-                return head.logits(input_ids, self._lengths)
-            finally:
-                self._lengths = None
-
+    def _fused(self, head: LastPosition) -> contextlib.AbstractContextManager[Fusion]:
+        """The model with fused layers in it, proved on two short samples."""
         scoring = Scoring(
             ops=self._ops,
             reduction=self.reduction,
@@ -220,7 +223,7 @@ class Attributor:
             lengths=self._running_lengths,
             add=self._add,
         )
-        return self._required(fused_layers(self.architecture, scoring, logits))
+        return self._required(fused_layers(self.architecture, scoring, lambda: self._few_logits(head)))
 
     @contextlib.contextmanager
     def _required(self, fusing: contextlib.AbstractContextManager[Fusion]) -> Iterator[Fusion]:
