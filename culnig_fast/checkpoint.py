@@ -59,7 +59,9 @@ class Checkpoint:
         try:
             header = read_metadata(self.path)
             # Copies: the file is about to be replaced under the maps.
-            totals, probability = (np.array(map_tensor(self.path, name, np.float64)) for name in ("totals", "probability"))
+            totals, probability = (
+                np.array(map_tensor(self.path, name, np.float64)) for name in ("totals", "probability")
+            )
             run, batches = read_facts(header, "run"), int(header["batches"])
         except (OSError, KeyError, ValueError) as error:
             raise CulnigError(f"{self.path} is a damaged checkpoint ({error}); delete it to start afresh") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from culnig_fast.pipeline.config import (
 from culnig_fast.pipeline.section import Section, brief
 from culnig_fast.tasks.base import Task, tasks
 from culnig_fast.tasks.countries import TARGET_COUNTRIES, country_name
+
+
+_DEEPEST = 200
 
 
 def presets() -> tuple[str, ...]:
@@ -62,17 +66,31 @@ def _preset_path(name: str) -> Path:
 
 def _read(path: Path, source: str) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if _depth(text) > _DEEPEST:
+            raise CulnigError(f"{source} is nested more than {_DEEPEST} brackets deep; a run's config needs three")
+        value = yaml.safe_load(text)
     except OSError as error:
         raise CulnigError(
             f"no config {source} ({error.strerror}); give a yaml file or one of the presets {', '.join(presets())}"
         ) from error
+    except CulnigError:
+        raise
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise CulnigError(f"{source} is not a yaml file ({reason:.200}); mend it there") from error
     if not isinstance(value, dict):
         raise CulnigError(f"{source} holds no keys and values; a run needs at least model, out and tasks")
     return value
+
+
+def _depth(text: str) -> int:
+    """The most brackets open at a time: the time that the yaml parser takes grows with the square of it."""
+    depth = most = 0
+    for bracket in re.findall(r"[\[{\]}]", text):
+        depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
+        most = max(most, depth)
+    return most
 
 
 def _merged(values: dict[str, Any], where: str, seen: tuple[str, ...]) -> dict[str, Any]:

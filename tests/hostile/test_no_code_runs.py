@@ -153,8 +153,9 @@ def test_indices_are_checked_before_anything_is_hooked(neuron: tuple[str, int, i
 
 def test_a_module_that_the_model_lacks_is_refused_before_anything_is_hooked() -> None:
     model = build("nemotron_plain")
-    with pytest.raises(CulnigError, match=r"mlp\.gate_proj"), suppress(
-        model, NeuronSet(("mlp.up_proj", "mlp.gate_proj"), [0, 0], [0, 0], [0.5, 0.5])
+    with (
+        pytest.raises(CulnigError, match=r"mlp\.gate_proj"),
+        suppress(model, NeuronSet(("mlp.up_proj", "mlp.gate_proj"), [0, 0], [0, 0], [0.5, 0.5])),
     ):
         pass
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

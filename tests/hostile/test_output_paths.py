@@ -16,7 +16,20 @@ from culnig_fast.neurons import NeuronLayout, NeuronSet, NeuronSite
 from culnig_fast.pipeline.reading import load_config
 from culnig_fast.scores import ScoreTable
 
-HOSTILE = ("../../outside", "/etc/outside", "..", ".", ".hidden", "a\0b", "a\\b", "x" * 4000, "", "a\nb", "%2E", "\ud800")
+HOSTILE = (
+    "../../outside",
+    "/etc/outside",
+    "..",
+    ".",
+    ".hidden",
+    "a\0b",
+    "a\\b",
+    "x" * 4000,
+    "",
+    "a\nb",
+    "%2E",
+    "\ud800",
+)
 
 
 def test_hostile_names_become_single_parts_of_a_path(tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ def _survey() -> dict[str, bytes]:
     }
     codebook = {name: {"choices": {"1": "least", "2": "little", "3": "much", "4": "most"}} for name in names}
     people = [{"D_INTERVIEW": str(100 + i), "B_COUNTRY": ("Iran", "Mexico")[i % 2]} for i in range(24)]
-    values = [{"D_INTERVIEW": str(100 + i), **{n: str(1 + (i + k) % 4) for k, n in enumerate(names)}} for i in range(24)]
+    values = [
+        {"D_INTERVIEW": str(100 + i), **{n: str(1 + (i + k) % 4) for k, n in enumerate(names)}} for i in range(24)
+    ]
     return {
         "full_value_qa.tsv": as_csv(values, "\t"),
         "full_demographic_qa.tsv": as_csv(people, "\t"),
