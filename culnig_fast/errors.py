@@ -6,8 +6,8 @@ _LONGEST, _END = 1500, 300
 class CulnigError(ValueError):
     """Something given cannot be used; the message is one sentence that names the thing and the remedy.
 
-    Messages quote what files hold. So that a file can neither fill a screen nor send it commands, a long message loses its
-    middle, line breaks become spaces, and other characters that cannot be printed are shown as escapes.
+    Messages quote what files hold. So that a file can neither fill a screen nor send it commands, a long message loses
+    its middle, line breaks become spaces, and other characters that cannot be printed are shown as escapes.
     """
 
     def __init__(self, message: object = "") -> None:

@@ -116,9 +116,9 @@ class Evaluation:
 
 def _checked(field: str, value: Any) -> Any:
     """The value of a row's field; ValueError when it is none. Answers in the model's own words have NaN for P."""
-    if field == "probability" and isinstance(value, int) and not isinstance(value, bool):
+    if field == "probability" and type(value) is int:
         value = float(value)
-    if not isinstance(value, _KINDS.get(field, str)) or (field == "probability" and math.isinf(value)):
+    if not isinstance(value, _KINDS.get(field, str)) or (isinstance(value, float) and math.isinf(value)):
         raise ValueError(f"{field} is {value!r:.60}")
     return value
 

@@ -80,8 +80,8 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
         kind = why_not_plain(location.module)
         if kind is not None:
             raise CulnigError(
-                f"{location.module_path} is quantised ({kind}) and cannot be edited; load the model unquantised, or use "
-                "suppress() or enhance()"
+                f"{location.module_path} is quantised ({kind}) and cannot be edited; load the model unquantised, or "
+                "use suppress() or enhance()"
             )
         if id(location.module.weight) in shared:
             raise CulnigError(

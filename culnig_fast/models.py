@@ -76,8 +76,8 @@ def load_model(
         pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in Path(path).glob(pattern))
         if pickled:
             raise CulnigError(
-                f"{name} holds {pickled[0]}, pickled weights, which could run code and are never loaded; save the model "
-                "as safetensors where it was made (save_pretrained does)"
+                f"{name} holds {pickled[0]}, pickled weights, which could run code and are never loaded; save the "
+                "model as safetensors where it was made (save_pretrained does)"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -285,7 +285,8 @@ class NeuronSet:
                 )
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise CulnigError(
-                    f"{path}: entry {rank} of `top_neurons` needs module_name, layer_idx and neuron_idx ({error!r:.200})"
+                    f"{path}: entry {rank} of `top_neurons` needs module_name, layer_idx and neuron_idx "
+                    f"({error!r:.200})"
                 ) from error
             for column, cell in zip(columns, row, strict=True):
                 column.append(cell)

@@ -123,7 +123,7 @@ def map_tensor(path: str | Path, name: str, dtype: Any = None) -> np.ndarray:
     header, start = _header(path)
     entry = header.get(name)
     found = None if entry is None else _DTYPES.get(entry["dtype"])
-    if found is None or dtype not in (None, found):
+    if entry is None or found is None or dtype not in (None, found):
         what = "no tensor" if entry is None else entry["dtype"]
         wanted = "float64 or int64" if dtype is None else np.dtype(dtype).name
         raise CulnigError(f"{name}: {what} where {wanted} was expected")

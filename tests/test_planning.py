@@ -16,8 +16,9 @@ from culnig_fast.architecture import discover
 from culnig_fast.attributor import Attributor
 from culnig_fast.cli import app
 from culnig_fast.errors import CulnigError
+from culnig_fast.fake_model import read_config
 from culnig_fast.pipeline.reading import presets
-from culnig_fast.planning import plan, read_config
+from culnig_fast.planning import plan
 from culnig_fast.shapes import OF_PRESET, SHAPES
 
 PLANNED = [
@@ -51,7 +52,7 @@ def a_model(name: str) -> Any:
 
 
 def kept_per_token(model: Any, path: str) -> tuple[float, int]:
-    """Bytes a token that autograd keeps in an attributor's forward, and fused layers; by the difference of two lengths."""
+    """Bytes a token that autograd keeps in an attributor's forward, by the difference of two lengths; fused layers."""
     sizes = []
     with Attributor(model, path=path) as attributor:
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

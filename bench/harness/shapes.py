@@ -1,4 +1,4 @@
-"""Models by name with random weights made on the device they run on; `culnig_fast.shapes` holds their configurations."""
+"""Models by name with random weights, made on the device they run on; `culnig_fast.shapes` configures them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 import transformers
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.shapes import SHAPES as SHAPES
-from culnig_fast.shapes import Shape as Shape
+from culnig_fast.shapes import SHAPES, Shape
+
+__all__ = ["SHAPES", "Shape", "Size", "build", "size_of"]
 
 
 def build(shape: Shape, device: torch.device, dtype: torch.dtype, layers: int | None = None, seed: int = 0) -> Any:

@@ -59,6 +59,7 @@ def _bytes(text: str) -> int:
 
 def _lines(made: Plan) -> list[str]:
     kept, size = made.activations, made.weights[made.dtype]
+    taps = "not known: this family does not run without values" if kept.taps is None else _size(kept.taps)
     lines = [
         f"{made.model}: {made.layers} layers, {made.parameters:,} weights ({_size(size)} in {made.dtype}, "
         f"{_size(made.layer_weights)} a layer)"
@@ -70,7 +71,7 @@ def _lines(made: Plan) -> list[str]:
         f"  {made.scored:,} neurons; totals of {made.groups} groups {_size(made.totals)}",
         "kept between forward and backward, for each token:",
         f"  fused layers       {_size(kept.fused)}",
-        f"  taps alone         {'not known: this family does not run without values' if kept.taps is None else _size(kept.taps)}",
+        f"  taps alone         {taps}",
         f"  layers recomputed  {_size(kept.recomputed)}",
         f"  at work beside it  {_size(kept.working)} and {_size(kept.logits)} of logits a sample",
     ]  # fmt: skip
@@ -80,7 +81,8 @@ def _lines(made: Plan) -> list[str]:
         time = made.time
         lines.append(
             f"{time['tokens']:,.0f} tokens in samples of {time['length']}: {time['operations']:.3g} operations "
-            f"({100 * time['attention_share']:.1f} % attention), {_time(time['seconds'])} at {time['flops']:.3g} a second"
+            f"({100 * time['attention_share']:.1f} % attention), {_time(time['seconds'])} at {time['flops']:.3g} "
+            "a second"
         )
     return lines
 
@@ -94,8 +96,9 @@ def _fit_lines(made: Plan) -> list[str]:
     stream = fit["stream"]
     return [
         f"a card of {_size(fit['memory'])} does not hold it with one sample's activations: it needs --stream, "
-        f"{_size(stream['card'])} on the card for two layers' weights and the totals, {_size(stream['host_per_token'])} "
-        f"of host memory for each token of a block, {_size(stream['weights_read_per_block'])} of weights read a block"
+        f"{_size(stream['card'])} on the card for two layers' weights and the totals, "
+        f"{_size(stream['host_per_token'])} of host memory for each token of a "
+        f"block, {_size(stream['weights_read_per_block'])} of weights read a block"
     ]
 
 

@@ -25,7 +25,6 @@ from culnig_fast.pipeline.section import Section, brief
 from culnig_fast.tasks.base import Task, tasks
 from culnig_fast.tasks.countries import TARGET_COUNTRIES, country_name
 
-
 _DEEPEST = 200
 
 

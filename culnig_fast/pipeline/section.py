@@ -10,7 +10,6 @@ from typing import Any
 
 from culnig_fast.errors import CulnigError
 
-
 _MOST_SETS = 10_000
 
 

@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
-from harness.faults.fuzz import Damaged, limited_memory, run  # noqa: E402
-from harness.faults.readers import Reader, readers  # noqa: E402
+from harness.faults.fuzz import Damaged, limited_memory, run
+from harness.faults.readers import Reader, readers
 
 EXAMPLES = 30
 READERS = readers()

@@ -1,4 +1,4 @@
-"""The command line on damaged files: one sentence or a result, never a traceback; the given output is whole or absent."""
+"""The command line on damaged files: one sentence or a result, never a traceback."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _invoke(folder: Path, arguments: Sequence[str]) -> str:
 
 
 def _is_path(word: str) -> bool:
-    return word.startswith("OUT") or word.endswith((".json", ".safetensors", ".csv")) and not word.startswith("-")
+    return word.startswith("OUT") or (word.endswith((".json", ".safetensors", ".csv")) and not word.startswith("-"))
 
 
 def _tables(folder: Path) -> None:

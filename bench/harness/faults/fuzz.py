@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every reader on damaged files: it returns, or raises CulnigError in one sentence; nothing else, and nothing is written.
+"""Every reader on damaged files: it returns, or raises CulnigError in one sentence, and writes nothing.
 
 Starts from small whole files that it makes itself, in memory. The same seed gives the same examples.
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import shutil

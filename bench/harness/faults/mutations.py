@@ -12,12 +12,14 @@ from typing import Any
 
 INTERESTING = (
     b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b"\n", b"\r", b"\t", b",", b"{", b"]", b"\\", b"\\ud800", b"NaN",
-    b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b"&a [*a]", b"\xe2\x80\xa8", b"../../x", b"\x1b[2J", b"null", b"A" * 70000,
+    b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b"&a [*a]", b"\xe2\x80\xa8", b"../../x", b"\x1b[2J", b"null",
+    b"A" * 70000,
 )  # fmt: skip
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 0.5, -0.0, 2**31, 2**63, 2**64, 10**30, float("inf"), float("nan"), 1e308, "", " ",
-    "0", "\0", "a\nb", "\ud800", "../../x", "/etc/passwd", "x" * 5000, [], {}, [None], [[]], {"": None}, {"a": {"b": []}},
+    "0", "\0", "a\nb", "\ud800", "../../x", "/etc/passwd", "x" * 5000, [], {}, [None], [[]], {"": None},
+    {"a": {"b": []}},
     "mlp.gate_proj", "self_attn.q_proj", "China", "A", "demo", "\x1b[2J", "\u202e",
 )  # fmt: skip
 
