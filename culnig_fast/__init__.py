@@ -35,6 +35,7 @@ _HOMES = {
     "integrated_gradients": "baselines.path",
     "mean_interval": "statistics",
     "paired_bootstrap": "statistics",
+    "plan": "planning",
     "prepare": "evaluation",
     "read_score_file": "interop.score_files",
     "record_instances": "instances",

@@ -228,8 +228,8 @@ def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str)
             f"{problem}: {block.exit.path} reads {queries} columns, but the configuration's {heads} heads × "
             f"{head_dim} make {heads * head_dim}"
         )
-    kv_heads = _kv_heads(config)
-    widths = [queries, kv_heads * head_dim, kv_heads * head_dim]
+    groups = kv_heads(config)
+    widths = [queries, groups * head_dim, groups * head_dim]
     parts = _slices(block.entries, widths, problem, "queries, keys, values", block)
     named: dict[str, tuple[Projection, slice]] = {}
     for entry, columns in parts:
@@ -250,7 +250,7 @@ def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str)
         if width != expected[name]:
             raise CulnigError(
                 f"{problem}: {entry.path} acts as {name} with {width} columns, but the configuration "
-                f"({heads} heads, {kv_heads} key-value heads × {head_dim}) makes {expected[name]}"
+                f"({heads} heads, {groups} key-value heads × {head_dim}) makes {expected[name]}"
             )
         roles.append(_Role(name, entry.path, columns))
     return roles
@@ -290,7 +290,8 @@ def _slices(
     )
 
 
-def _kv_heads(config: Any) -> int:
+def kv_heads(config: Any) -> int:
+    """Key-value heads that a configuration names, in whichever way."""
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1
     for name in ("num_key_value_heads", "num_kv_heads"):

@@ -17,6 +17,7 @@ from culnig_fast.fused import Scoring
 from culnig_fast.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.neurons import NeuronSet, NeuronSite
+from culnig_fast.quantised import check_gradients, device_of
 from culnig_fast.tap import attach_taps
 
 
@@ -43,7 +44,8 @@ class Attributor:
         watch: neurons of which each sample's own score is kept, in `watched`.
 
     Raises:
-        CulnigError: the model's structure cannot be resolved, an option is unknown, or a watched neuron is not scored.
+        CulnigError: the model's structure cannot be resolved, an option is unknown, or a watched neuron is not scored;
+            on entering the block, a quantised projection passes no gradient back.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Attributor:
             stack.callback(head.remove)
             leaf = self.architecture.embedding.register_forward_hook(_make_leaf)
             stack.callback(leaf.remove)
+            check_gradients(self.architecture, lambda: self._few_logits(head))
             if self.path != "taps":
                 self.fusion = stack.enter_context(self._fused(head))
             else:
@@ -222,7 +225,7 @@ class Attributor:
     def _totals_of(self, location: SiteLocation, device: torch.device | None = None) -> torch.Tensor:
         """A site's totals, float64 [n_groups, K], where its scores are; before there are any, where its weights are."""
         if location.site not in self._totals:
-            where = device or next(location.module.parameters()).device
+            where = device or device_of(location.module)
             shape = (self.n_groups, location.site.width)
             # Weights that are fetched when their layer runs are on no device until then.
             where = torch.device("cpu") if where.type == "meta" else where
@@ -232,19 +235,19 @@ class Attributor:
             totals = self._totals[location.site] = totals.to(device)
         return totals
 
-    def _fused(self, head: LastPosition) -> contextlib.AbstractContextManager[Fusion]:
-        """The model with fused layers in it, proved on two short samples."""
+    def _few_logits(self, head: LastPosition) -> torch.Tensor:
+        """Logits of two short samples."""
         device = self.architecture.embedding.weight.device
         vocabulary = int(self.architecture.embedding.weight.shape[0])
         input_ids = (torch.arange(3, 9, device=device) % vocabulary).view(2, 3)
+        self._lengths = torch.tensor([3, 2], device=device)
+        try:
+            return head.logits(input_ids, self._lengths)
+        finally:
+            self._lengths = None
 
-        def logits() -> torch.Tensor:
-            self._lengths = torch.tensor([3, 2], device=device)
-            try:
-                return head.logits(input_ids, self._lengths)
-            finally:
-                self._lengths = None
-
+    def _fused(self, head: LastPosition) -> contextlib.AbstractContextManager[Fusion]:
+        """The model with fused layers in it, proved on two short samples."""
         scoring = Scoring(
             ops=self._ops,
             reduction=self.reduction,
@@ -252,7 +255,7 @@ class Attributor:
             lengths=self._running_lengths,
             add=self._add,
         )
-        return self._required(fused_layers(self.architecture, scoring, logits))
+        return self._required(fused_layers(self.architecture, scoring, lambda: self._few_logits(head)))
 
     @contextlib.contextmanager
     def _required(self, fusing: contextlib.AbstractContextManager[Fusion]) -> Iterator[Fusion]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import check_writable, remove_leftovers
-from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
+from culnig_fast.tensors import map_tensor, read_facts, read_metadata, save_tensors
 
 FORMAT = "culnig_fast.checkpoint/2"
 
@@ -74,11 +74,13 @@ class Checkpoint:
             header = read_metadata(self.path)
             if header.get("format") != FORMAT:
                 raise self._another("format")
-            run, state = json.loads(header["run"]), json.loads(header["state"])
+            run, state = read_facts(header, "run"), read_facts(header, "state")
             if different := _differences(run, self._run):
                 raise self._another(different)
             # Copies: the file is about to be replaced under the maps.
-            totals, probability = (np.array(map_tensor(self.path, name)) for name in ("totals", "probability"))
+            totals, probability = (
+                np.array(map_tensor(self.path, name, np.float64)) for name in ("totals", "probability")
+            )
             self._saved = len(probability)
             return Progress(totals, probability, state["tokens"], state["limit"], int(state["halvings"]))
         except _AnotherRun:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+_LONGEST, _END = 1500, 300
+
 
 class CulnigError(ValueError):
-    """Something given cannot be used; the message is one sentence that names the thing and the remedy."""
+    """Something given cannot be used; the message is one sentence that names the thing and the remedy.
+
+    Messages quote what files hold. So that a file can neither fill a screen nor send it commands, a long message loses
+    its middle, line breaks become spaces, and other characters that cannot be printed are shown as escapes.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_shown(str(message)))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -17,3 +26,17 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, message: str = "") -> None:
         super().__init__(message)
         self.number = number
+
+
+def _shown(message: str) -> str:
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST - _END]} … {message[-_END:]}"
+    if message.isprintable():
+        return message
+    return "".join(_visible(character) for character in message)
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character in "\n\r\t\v\f\x85\xa0\u2028\u2029" else character.encode("unicode_escape").decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from tqdm.auto import tqdm
 
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import atomic_write
+from culnig_fast.files import atomic_write, parse_json
 from culnig_fast.last_position import LastPosition, evaluation_mode
 from culnig_fast.questions import EncodedQuestions, Question, encode_questions
 from culnig_fast.statistics import paired_bootstrap
 
 FIELDS = ("id", "group", "answer", "prediction", "correct", "probability")
+_KINDS: dict[str, type] = {"correct": bool, "probability": float}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +95,11 @@ class Evaluation:
     def load(cls, path: str | Path) -> Evaluation:
         """Read a jsonl file that `save` wrote; CulnigError for anything else."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines]
-            columns = [[row[field] for row in rows] for field in FIELDS]
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            # splitlines() would also cut at the Unicode line separators that an answer may hold unescaped.
+            lines = Path(path).read_text(encoding="utf-8").split("\n")
+            rows = [parse_json(line, "a line is no JSON") for line in lines if line]
+            columns = [[_checked(field, row[field]) for row in rows] for field in FIELDS]
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise CulnigError(f"{path} is not a jsonl file of results ({error!r}); write one with evaluate") from error
         if not rows:
             raise CulnigError(f"{path} holds no results; evaluate again")
@@ -109,6 +112,15 @@ class Evaluation:
             np.array(correct, dtype=bool),
             np.array(probability, dtype=np.float64),
         )
+
+
+def _checked(field: str, value: Any) -> Any:
+    """The value of a row's field; ValueError when it is none. Answers in the model's own words have NaN for P."""
+    if field == "probability" and type(value) is int:
+        value = float(value)
+    if not isinstance(value, _KINDS.get(field, str)) or (isinstance(value, float) and math.isinf(value)):
+        raise ValueError(f"{field} is {value!r:.60}")
+    return value
 
 
 @dataclass(frozen=True, eq=False)

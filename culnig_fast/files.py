@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,6 +18,11 @@ from typing import Any
 from culnig_fast.errors import CulnigError
 
 _PART = ".part"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""How JSON escapes one half of a surrogate pair, or both halves."""
+
+_PLAIN = frozenset(" _-.,'()&+")
+_LONGEST_NAME = 150
 
 
 @contextlib.contextmanager
@@ -73,9 +80,29 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def file_name(text: str) -> str:
+    """A name out of data (a country, a group) as one part of a path: unlike texts give unlike names.
+
+    Letters of any script, digits, spaces and the usual punctuation stay; what could lead to another folder or that some
+    system refuses (slashes, NUL, a leading dot, …) is written as %hex. A name too long for a file system is cut and
+    ends in its hash.
+    """
+    plain = (c if (c.isalnum() and c.isprintable()) or c in _PLAIN else f"%{ord(c):02X}" for c in text)
+    name = "".join(plain)
+    name = f"%2E{name[1:]}" if name.startswith(".") else name
+    if not name:
+        return "%"
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    kept = name.encode()[: _LONGEST_NAME - 17].decode(errors="ignore")
+    return f"{kept}%{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
     """Raise CulnigError when `path` exists and may not be replaced; called before long work, not only after it."""
-    if Path(path).exists() and not overwrite:
+    if "\0" in str(path):
+        raise CulnigError(f"the output path {str(path)!r} holds a NUL character; choose another")
+    if os.path.lexists(path) and not overwrite:
         raise CulnigError(f"{path} exists already; choose another output path or ask for it to be overwritten")
 
 
@@ -112,11 +139,35 @@ def read_json(path: str | Path) -> Any:
         CulnigError: the file is missing, unreadable, not UTF-8 or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise CulnigError(f"cannot read {path}: {error.strerror}; check the path") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CulnigError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except UnicodeDecodeError as error:
         raise CulnigError(f"{path} is not a JSON file ({error}); was it cut off or is it another format?") from error
+    return parse_json(text, f"{path} is not a JSON file", "was it cut off or is it another format?")
+
+
+def parse_json(text: str, problem: str, remedy: str = "was it altered?", **options: Any) -> Any:
+    """A JSON text's value.
+
+    Args:
+        text: the text.
+        problem: how a message begins, e.g. `x.json is not a JSON file`.
+        remedy: how it ends.
+        options: of `json.loads`.
+
+    Raises:
+        CulnigError: it is not JSON, is nested too deep, holds a number of thousands of digits, or half a surrogate
+            pair, which no file and no terminal takes.
+    """
+    try:
+        value = json.loads(text, **options)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = "half a surrogate pair" if isinstance(error, UnicodeEncodeError) else str(error)
+        raise CulnigError(f"{problem} ({reason:.200}); {remedy}") from error
+    return value
 
 
 @contextlib.contextmanager

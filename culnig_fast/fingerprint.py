@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +12,14 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(model: Any) -> Mapping[str, Any]:
-    """JSON-ready facts: class, configuration, dtype, and exact sums over every weight.
+    """JSON-ready facts: class, configuration, dtype, and exact sums over every weight and buffer.
 
     The sums are of integers, so they are the same on every device and in any order, and a single zeroed row changes
     them; a weight of which nothing is in memory (`meta`) gives its shape alone.
     """
-    weights = {name: _sums(parameter.detach()) for name, parameter in model.named_parameters()}
+    # Quantised layers may keep their weights in buffers.
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    weights = {name: _sums(tensor.detach()) for name, tensor in tensors}
     return {
         "class": type(model).__name__,
         "config": model.config.to_json_string(),

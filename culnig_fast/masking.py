@@ -15,6 +15,7 @@ from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronSet
 from culnig_fast.probe import linear_shape
+from culnig_fast.quantised import device_of, why_not_plain
 
 
 @contextlib.contextmanager
@@ -76,13 +77,13 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
     edits = _columns_by_site(discover(model), neurons)
     shared = _shared_parameters(model)
     for location, _ in edits:
-        weight: Any = location.module.weight
-        if not weight.is_floating_point():
+        kind = why_not_plain(location.module)
+        if kind is not None:
             raise CulnigError(
-                f"{location.module_path} holds {weight.dtype} weights, which cannot be edited; "
-                "load the model unquantised"
+                f"{location.module_path} is quantised ({kind}) and cannot be edited; load the model unquantised, or "
+                "use suppress() or enhance()"
             )
-        if id(weight) in shared:
+        if id(location.module.weight) in shared:
             raise CulnigError(
                 f"{location.module_path} shares its weight with another module, so an edit would change both; "
                 "use suppress() instead"
@@ -120,13 +121,13 @@ def _columns_by_site(architecture: Architecture, neurons: NeuronSet) -> list[tup
 
 def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.Tensor:
     """Factors for the whole tensor, 1 where nothing changes; on the module's device from the start."""
-    weight = next(location.module.parameters())
+    device = device_of(location.module)
     shape = linear_shape(location.module)
     if shape is None:
         raise CulnigError(f"{location.module_path} is no linear projection")
     width = shape[0] if location.tensor == "input" else shape[1]
-    scale = torch.ones(width, device=weight.device)
-    scale[torch.tensor(columns, device=weight.device) + location.columns.start] = factor
+    scale = torch.ones(width, device=device)
+    scale[torch.tensor(columns, device=device) + location.columns.start] = factor
     return scale
 
 

@@ -72,6 +72,13 @@ def load_model(
     path = str(embedded_folder("model")) if name == EMBEDDED else name
     if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
         raise CulnigError(f"no checkpoint folder {name}; give a folder, a hub id or {EMBEDDED!r}")
+    if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in Path(path).glob(pattern))
+        if pickled:
+            raise CulnigError(
+                f"{name} holds {pickled[0]}, pickled weights, which could run code and are never loaded; save the "
+                "model as safetensors where it was made (save_pretrained does)"
+            )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,12 +59,14 @@ class NeuronLayout:
         sites = list(sites)
         check_module_names(site.module_name for site in sites)
         for site in sites:
-            if site.layer_idx < 0 or site.width < 1:
+            if not 0 <= site.layer_idx < 2**31 or site.width < 1:
                 raise CulnigError(
                     f"site {site.module_name} of layer {site.layer_idx} has width {site.width}; "
                     "layers count from 0 and widths from 1"
                 )
         self.sites = tuple(sorted(sites, key=lambda site: (site.layer_idx, _ORDER[site.module_name])))
+        if sum(site.width for site in self.sites) >= 2**63:
+            raise CulnigError("the layout's neurons are more than can be counted; the widths cannot be right")
         self._starts = np.concatenate(([0], np.cumsum([site.width for site in self.sites]))).astype(np.int64)
         self._position = {(s.module_name, s.layer_idx): i for i, s in enumerate(self.sites)}
         if len(self._position) != len(self.sites):
@@ -148,8 +153,8 @@ class NeuronLayout:
     def from_dict(cls, value: Any) -> NeuronLayout:
         """Read what `to_dict` wrote; CulnigError for anything else."""
         try:
-            return cls([NeuronSite(str(m), int(layer), int(width)) for m, layer, width in value["sites"]])
-        except (TypeError, KeyError, ValueError) as error:
+            return cls([NeuronSite(str(m), _whole(layer), _whole(width)) for m, layer, width in value["sites"]])
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             if isinstance(error, CulnigError):
                 raise
             raise CulnigError(f"the neuron layout is malformed ({error!r}); score again to rewrite the file") from error
@@ -238,25 +243,37 @@ class NeuronSet:
         return NeuronSet(names, self.layer_idx[keep], self.neuron_idx[keep], self.scores[keep], dict(self.info))
 
     def per_layer(self, n_layers: int) -> list[int]:
-        """How many of the neurons lie in each of `n_layers` layers."""
+        """How many of the neurons lie in each of `n_layers` layers; CulnigError when one lies beyond."""
+        if len(self) and int(self.layer_idx.max()) >= n_layers:
+            raise CulnigError(f"a neuron lies in layer {self.layer_idx.max()}, the model has layers 0…{n_layers - 1}")
         return np.bincount(self.layer_idx, minlength=n_layers).tolist()
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the published program's JSON (`top_neurons`), our facts beside it under `info`; atomic."""
         neurons = [neuron._asdict() for neuron in self]
-        write_json(path, {"info": self.info, "top_neurons": neurons}, overwrite)
+        written = {"info": self.info, "top_neurons": neurons}
+        write_json(path, {**written, "content": _digest(written)}, overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSet:
         """Read `top_neurons` from a file of ours or of the published program.
 
         Raises:
-            CulnigError: the file is not JSON, holds no `top_neurons`, or an entry lacks a field.
+            CulnigError: the file is not JSON, holds no `top_neurons`, an entry lacks a field, or the file carries a
+                content hash and was altered since.
         """
         value = read_json(path)
         entries = value.get("top_neurons") if isinstance(value, dict) else None
         if not isinstance(entries, list):
             raise CulnigError(f"{path} is not a neuron set: it has no list `top_neurons`; write one with `select`")
+        info = value.get("info", {})
+        if not isinstance(info, dict):
+            raise CulnigError(f"{path}: `info` is no object; write the set anew with `select`")
+        if "content" in value and value["content"] != _digest({"info": info, "top_neurons": entries}):
+            raise CulnigError(
+                f"{path} was altered after it was written (its content hash differs); restore it, or delete the entry "
+                "`content` if the change is meant"
+            )
         columns: list[list[Any]] = [[], [], [], []]
         for rank, entry in enumerate(entries):
             try:
@@ -264,15 +281,15 @@ class NeuronSet:
                     str(entry["module_name"]),
                     _whole(entry["layer_idx"]),
                     _whole(entry["neuron_idx"]),
-                    float(entry.get("attribute_score", 0.0)),
+                    _finite(entry.get("attribute_score", 0.0)),
                 )
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise CulnigError(
-                    f"{path}: entry {rank} of `top_neurons` needs module_name, layer_idx and neuron_idx ({error!r})"
+                    f"{path}: entry {rank} of `top_neurons` needs module_name, layer_idx and neuron_idx "
+                    f"({error!r:.200})"
                 ) from error
             for column, cell in zip(columns, row, strict=True):
                 column.append(cell)
-        info = value.get("info", {})
         names, layers, neurons, scores = columns
         try:
             return cls(tuple(names), np.array(layers, np.int64), np.array(neurons, np.int64), np.array(scores), info)
@@ -314,6 +331,17 @@ def _first_repeat(names: Sequence[str], layers: np.ndarray, columns: np.ndarray)
             return position
         seen.add(key)
     return None
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(number := float(value)):
+        raise ValueError(f"{value!r:.40} is no finite number")
+    return number
 
 
 def _whole(value: Any) -> int:

@@ -33,6 +33,10 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
         return int(module.nx), int(module.nf)
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
+    # Quantisers bring classes of their own. A layer around another (an adapter) is not one: its parts are looked at.
+    inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if type(inputs) is int and type(outputs) is int and not any(True for _ in module.children()):
+        return inputs, outputs
     return None
 
 

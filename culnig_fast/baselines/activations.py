@@ -19,10 +19,17 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout
 from culnig_fast.questions import Question
 from culnig_fast.scores import ScoreTable
-from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
+from culnig_fast.tensors import map_tensor, read_facts, read_metadata, read_texts, read_value, save_tensors
 
 FORMAT = "culnig_fast.activations/1"
-_ARRAYS = ("positive", "means", "magnitudes", "tokens", "counts")
+_ARRAYS = {
+    "positive": np.int64,
+    "means": np.float64,
+    "magnitudes": np.float64,
+    "tokens": np.int64,
+    "counts": np.int64,
+}
+_WIDE = ("positive", "means", "magnitudes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +48,7 @@ class ActivationTable:
         metadata: JSON-ready provenance.
 
     Raises:
-        CulnigError: shapes disagree.
+        CulnigError: shapes disagree, or a group is named twice.
     """
 
     positive: np.ndarray
@@ -57,9 +64,11 @@ class ActivationTable:
     def __post_init__(self) -> None:
         wide, narrow = (len(self.groups), self.layout.size), (len(self.groups),)
         for name in _ARRAYS:
-            shape, needed = getattr(self, name).shape, wide if name in _ARRAYS[:3] else narrow
+            shape, needed = getattr(self, name).shape, wide if name in _WIDE else narrow
             if shape != needed:
                 raise CulnigError(f"activation counters `{name}` are {list(shape)}, but {list(needed)} are needed")
+        if len(set(self.groups)) != len(self.groups):
+            raise CulnigError(f"activation counters name a group twice: {', '.join(sorted(self.groups))}")
 
     def probability(self) -> np.ndarray:
         """Share of its tokens at which each neuron is active, float64 [groups, neurons]."""
@@ -122,21 +131,21 @@ class ActivationTable:
         save_tensors(path, {name: getattr(self, name) for name in _ARRAYS}, header, overwrite)
 
     @classmethod
-    def load(cls, path: str | Path) -> ActivationTable:
-        """Memory-map what `save` wrote; CulnigError for anything else."""
+    def load(cls, path: str | Path, *, verify: bool = True) -> ActivationTable:
+        """Memory-map what `save` wrote; `verify` as for a score table. CulnigError for anything else."""
         path = Path(path)
-        header = read_metadata(path)
+        header = read_metadata(path, verify=verify)
         if header.get("format") != FORMAT:
             raise CulnigError(f"{path} holds no activation counters ({FORMAT}); write them with `baseline activations`")
         try:
             return cls(
-                **{name: map_tensor(path, name) for name in _ARRAYS},
-                groups=tuple(json.loads(header["groups"])),
-                ids=tuple(json.loads(header["ids"])),
-                layout=NeuronLayout.from_dict(json.loads(header["layout"])),
-                metadata=json.loads(header["metadata"]),
+                **{name: map_tensor(path, name, dtype) for name, dtype in _ARRAYS.items()},
+                groups=read_texts(header, "groups"),
+                ids=read_texts(header, "ids"),
+                layout=NeuronLayout.from_dict(read_value(header, "layout")),
+                metadata=read_facts(header),
             )
-        except (KeyError, json.JSONDecodeError, CulnigError) as error:
+        except (OSError, ValueError) as error:
             raise CulnigError(f"{path} is damaged ({error}); count again to rewrite it") from error
 
 

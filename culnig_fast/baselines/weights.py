@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
+from culnig_fast.quantised import why_not_plain
 from culnig_fast.scores import ScoreTable
 
 
@@ -41,9 +42,10 @@ def weight_norms(model: Any, sites: Iterable[str] | None = None) -> ScoreTable:
 
 
 def _norms(location: SiteLocation) -> torch.Tensor:
+    kind = why_not_plain(location.module)
+    if kind is not None:
+        raise CulnigError(f"{location.module_path} is quantised ({kind}); load the model unquantised")
     weight = location.module.weight.detach()
-    if not weight.is_floating_point():
-        raise CulnigError(f"{location.module_path} holds {weight.dtype} weights; load the model unquantised")
     outputs_first = not isinstance(location.module, Conv1D)
     along = 1 if outputs_first == (location.tensor == "output") else 0
     # Only the site's own part is widened to float64.

@@ -20,6 +20,7 @@ COMMANDS = (
     "answer",
     "ablate",
     "model",
+    "plan",
     "convert",
     "run",
     "report",
@@ -37,4 +38,7 @@ def main() -> None:
         app()
     except CulnigError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # a path that the system refuses before any reader sees it, e.g. one that is too long
+        print(f"error: {CulnigError(f'{error}; check the path')}", file=sys.stderr)
         sys.exit(1)

@@ -190,7 +190,7 @@ def _entropy(
 ) -> None:
     from culnig_fast.baselines.activations import ActivationTable
     from culnig_fast.baselines.entropy import select_by_entropy
-    from culnig_fast.files import atomic_folder
+    from culnig_fast.files import atomic_folder, file_name
     from culnig_fast.neurons import NeuronSet
 
     refuse_existing(out, overwrite)
@@ -207,7 +207,7 @@ def _entropy(
     if each is not None:
         with atomic_folder(each) as temporary:
             for name, chosen in found.by_group.items():
-                chosen.save(temporary / f"{name.replace('/', '_')}.json")
+                chosen.save(temporary / f"{file_name(name)}.json")
     _save(found.neurons, out, overwrite, as_json)
 
 

@@ -14,7 +14,7 @@ from culnig_fast.cli.options import (
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import refuse_existing
+from culnig_fast.files import file_name, refuse_existing
 
 select_app = typer.Typer(help="Choose neurons from score tables.", no_args_is_help=True)
 app.add_typer(select_app, name="select")
@@ -129,7 +129,9 @@ def select_specific_all_command(
         surface_share=surface_share,
         min_z=min_z,
     )
-    paths = {name: out_dir / f"{name.lower().replace(' ', '_')}.json" for name in found}
+    paths = {name: out_dir / f"{file_name(name.lower().replace(' ', '_'))}.json" for name in found}
+    if len(set(paths.values())) != len(paths):
+        raise CulnigError(f"two of the countries {', '.join(paths)} would be one file; select them one by one")
     for path in paths.values():
         refuse_existing(path, overwrite)
     try:

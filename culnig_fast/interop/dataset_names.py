@@ -15,9 +15,9 @@ survey item's country/question is two of them, those of other benchmarks (item/w
 def dataset_name(table: ScoreTable) -> str:
     """`blend`, `blendcontrol`, `countryrc`, …; CulnigError when the table does not say what it is of."""
     task = table.metadata.get("task")
-    if not task:
+    if not isinstance(task, str) or not task:
         raise CulnigError("the scores do not say which benchmark they are of; name the dataset")
-    return str(task).replace("_", "") + ("control" if table.metadata.get("control") else "")
+    return task.replace("_", "") + ("control" if table.metadata.get("control") else "")
 
 
 def base_id(task: str | None, question_id: str) -> str:

@@ -15,6 +15,7 @@ Neuron = tuple[str, int, int]
 Take = Callable[[Neuron, dict[str, float]], None]
 _NAME = re.compile(r"(.+)_(\d+)_(\d+)")
 _SCALARS = {"number", "string", "boolean", "null"}
+_MOST = 2**31
 ALL = "all"
 """Group of scores that name none."""
 
@@ -103,7 +104,7 @@ class _Walker:
             match = _NAME.fullmatch(keys[1])
             if match is None or match[1] not in MODULE_NAMES:
                 raise CulnigError(f"{self.path}: {keys[1]!r} is not a neuron's name (module_layer_column)")
-            self._finish((match[1], int(match[2]), int(match[3])))
+            self._finish(self._neuron(match[1], match[2], match[3]))
         elif depth == 3 and first in MODULE_NAMES:
             self._finish(self._neuron(first, keys[1], keys[2]))
         elif depth == 1 and first is None:
@@ -129,8 +130,10 @@ class _Walker:
         try:
             if module not in MODULE_NAMES or float(layer) != int(layer) or float(column) != int(column):
                 raise ValueError
+            if not (0 <= int(layer) < _MOST and 0 <= int(column) < _MOST):
+                raise ValueError
             return module, int(layer), int(column)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise CulnigError(f"{self.path}: neuron {column!r} of {module!r} in layer {layer!r} is none") from None
 
     def _number(self, event: str, value: Any) -> float:

@@ -102,7 +102,7 @@ def write_score_file(
 
 def _datasets(table: ScoreTable, dataset: str | None) -> dict[str, Sequence[str]]:
     known = table.metadata.get("datasets")
-    if dataset is None and known:
+    if dataset is None and isinstance(known, dict) and all(type(n) is int and n >= 0 for n in known.values()) and known:
         datasets: dict[str, Sequence[str]] = {}
         start = 0
         for name, count in known.items():
@@ -110,7 +110,8 @@ def _datasets(table: ScoreTable, dataset: str | None) -> dict[str, Sequence[str]
             start += count
         return datasets
     name = dataset_name(table) if dataset is None else dataset
-    return {name: base_ids(table.metadata.get("task"), table.ids)}
+    task = table.metadata.get("task")
+    return {name: base_ids(task if isinstance(task, str) else None, table.ids)}
 
 
 def _neurons_text(names: Sequence[str], groups: Sequence[str], values: np.ndarray) -> str:
@@ -156,6 +157,8 @@ class _Sites:
         """Take one neuron's scores."""
         module, layer, column = neuron
         key = (module, layer)
+        if not scores:
+            raise CulnigError(f"{self.path}: neuron {column} of {module} in layer {layer} has no score")
         if not self.groups:
             self.groups = tuple(scores)
         if key not in self._columns:

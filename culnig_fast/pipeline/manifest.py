@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from culnig_fast.errors import CulnigError
@@ -35,9 +35,12 @@ class Manifest:
         self.stages: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             value = read_json(self.path)
-            if not isinstance(value, dict) or value.get("format") != FORMAT or not isinstance(value["stages"], dict):
+            if not isinstance(value, dict) or value.get("format") != FORMAT:
                 raise CulnigError(f"{self.path} is not the manifest of a run ({FORMAT}); choose another folder")
-            self.stages = value["stages"]
+            stages = value.get("stages")
+            if not isinstance(stages, dict) or not all(map(_is_entry, stages.values())):
+                raise CulnigError(f"{self.path} is a damaged manifest; delete it and the run's folder to start afresh")
+            self.stages = stages
         elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise CulnigError(f"{folder} holds files but no {NAME}; choose an empty folder, or one of an earlier run")
 
@@ -74,6 +77,22 @@ class Manifest:
     def output(self, stage: str) -> str:
         """One digest for all outputs of a finished stage."""
         return json.dumps(self.stages[stage]["outputs"], sort_keys=True)
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a stage's entry holds inputs, and outputs that lie in the run's folder."""
+    if not isinstance(value, dict):
+        return False
+    parts = [value.get("inputs"), value.get("outputs")]
+    if not all(isinstance(part, dict) and all(isinstance(v, str) for v in part.values()) for part in parts):
+        return False
+    return all(_inside(name) for name in value["outputs"])
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    fits = all(len(part.encode()) <= 255 for part in path.parts)  # no file system holds a longer name
+    return bool(name) and fits and "\0" not in name and not path.is_absolute() and ".." not in path.parts
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from culnig_fast.pipeline.config import (
     TaskConfig,
     Thresholds,
 )
-from culnig_fast.pipeline.section import Section
+from culnig_fast.pipeline.section import Section, brief
 from culnig_fast.tasks.base import Task, tasks
 from culnig_fast.tasks.countries import TARGET_COUNTRIES, country_name
+
+_DEEPEST = 200
 
 
 def presets() -> tuple[str, ...]:
@@ -63,17 +66,31 @@ def _preset_path(name: str) -> Path:
 
 def _read(path: Path, source: str) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if _depth(text) > _DEEPEST:
+            raise CulnigError(f"{source} is nested more than {_DEEPEST} brackets deep; a run's config needs three")
+        value = yaml.safe_load(text)
     except OSError as error:
         raise CulnigError(
             f"no config {source} ({error.strerror}); give a yaml file or one of the presets {', '.join(presets())}"
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except CulnigError:
+        raise
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise CulnigError(f"{source} is not a yaml file ({reason:.200}); mend it there") from error
     if not isinstance(value, dict):
         raise CulnigError(f"{source} holds no keys and values; a run needs at least model, out and tasks")
     return value
+
+
+def _depth(text: str) -> int:
+    """The most brackets open at a time: the time that the yaml parser takes grows with the square of it."""
+    depth = most = 0
+    for bracket in re.findall(r"[\[{\]}]", text):
+        depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
+        most = max(most, depth)
+    return most
 
 
 def _merged(values: dict[str, Any], where: str, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -82,7 +99,7 @@ def _merged(values: dict[str, Any], where: str, seen: tuple[str, ...]) -> dict[s
     if name is None:
         return {key: value for key, value in values.items() if key != "preset"}
     if name not in presets():
-        raise CulnigError(f"{where}: preset is {name!r}; choose from {', '.join(presets())}")
+        raise CulnigError(f"{where}: preset is {brief(name)}; choose from {', '.join(presets())}")
     if name in seen:
         raise CulnigError(f"{where}: preset {name} builds on itself")
     below = _merged(_read(_preset_path(name), name), f"{name}.yaml", (*seen, name))

@@ -142,7 +142,10 @@ def write_published(bench: Workbench, out: Path) -> None:
 
 def read_summary(out: Path) -> dict[str, Any]:
     """What `tables.json` holds."""
-    value: dict[str, Any] = read_json(out / "tables" / SUMMARY)
+    path = out / "tables" / SUMMARY
+    value = read_json(path)
+    if not isinstance(value, dict) or not isinstance(value.get("tables"), list):
+        raise CulnigError(f"{path} holds no tables; delete it, and the same command writes it again")
     return value
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from culnig_fast.errors import CulnigError
+
+_MOST_SETS = 10_000
+
+
+def brief(value: Any) -> str:
+    """A value in a message; aliases in a yaml file can make its full text longer than memory."""
+    return reprlib.repr(value)[:60]
 
 
 class Section:
@@ -24,10 +32,10 @@ class Section:
     def __init__(self, value: Any, where: str) -> None:
         value = {} if value is None else value
         if not isinstance(value, Mapping):
-            raise CulnigError(f"{where} is {value!r:.60}; give keys and values there")
+            raise CulnigError(f"{where} is {brief(value)}; give keys and values there")
         for key in value:
             if not isinstance(key, str):
-                raise CulnigError(f"{where} has the key {key!r}, which is not text; put it in quotes")
+                raise CulnigError(f"{where} has the key {brief(key)}, which is not text; put it in quotes")
         self.where = where
         self._values = dict(value)
         self._known: list[str] = []
@@ -51,7 +59,11 @@ class Section:
         if value is None:
             return default
         if not isinstance(value, str) or not value:
-            raise CulnigError(f"{self.name(key)} is {value!r}; give text")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give text")
+        if not value.isprintable():
+            raise CulnigError(f"{self.name(key)} is {brief(value)}, which holds characters that cannot be printed")
+        if any(len(part.encode()) > 255 for part in value.split("/")) or len(value) > 2000:
+            raise CulnigError(f"{self.name(key)} is {brief(value)}, too long for the name of a file or anything else")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -60,7 +72,7 @@ class Section:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise CulnigError(f"{self.name(key)} is {value!r}; give true or false")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give true or false")
         return value
 
     def choice(self, key: str, choices: Iterable[str], default: str) -> str:
@@ -69,7 +81,7 @@ class Section:
         if value is None:
             return default
         if value not in (known := list(choices)):
-            raise CulnigError(f"{self.name(key)} is {value!r}; choose from {', '.join(known)}")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; choose from {', '.join(known)}")
         return str(value)
 
     def number(self, key: str, default: float, low: float = -math.inf, high: float = math.inf) -> float:
@@ -79,7 +91,7 @@ class Section:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             span = "" if math.isinf(low) and math.isinf(high) else f" in {low:g}…{high:g}"
-            raise CulnigError(f"{self.name(key)} is {value!r}; give a number{span}")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give a number{span}")
         return float(value)
 
     def whole(self, key: str, default: int | None, low: int = 0) -> int | None:
@@ -87,8 +99,8 @@ class Section:
         value = self.raw(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise CulnigError(f"{self.name(key)} is {value!r}; give a whole number, {low} or more")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**53:
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give a whole number, {low} or more")
         return value
 
     def texts(self, key: str, default: Iterable[str]) -> tuple[str, ...]:
@@ -97,7 +109,7 @@ class Section:
         if value is None:
             return tuple(default)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise CulnigError(f"{self.name(key)} is {value!r:.60}; give a list of names")
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give a list of names")
         if len(set(value)) != len(value):
             raise CulnigError(f"{self.name(key)} names something twice; name each once")
         return tuple(value)
@@ -108,8 +120,10 @@ class Section:
         if value is None:
             value = default
         whole = [value] if not isinstance(value, list) else value
-        if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in whole):
-            raise CulnigError(f"{self.name(key)} is {value!r:.60}; give how many, or a list of whole numbers")
+        if any(isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < 2**63 for item in whole):
+            raise CulnigError(f"{self.name(key)} is {brief(value)}; give how many, or a list of whole numbers")
+        if not isinstance(value, list) and value > _MOST_SETS:
+            raise CulnigError(f"{self.name(key)} is {value}; give at most {_MOST_SETS}: every set is evaluated")
         if not isinstance(value, list):
             return tuple(range(value))
         if len(set(value)) != len(value):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.files import parse_json
 from culnig_fast.questions import Question
 from culnig_fast.tasks.base import Task
 from culnig_fast.tasks.countries import country_name
@@ -157,8 +157,8 @@ def _parse(row: Row, row_id: str, country: str, topic_of: Mapping[str, str], sou
 
 def _check_choices(text: str, answer: str, prompt: str, where: str) -> None:
     try:
-        choices = json.loads(text, parse_int=str, parse_float=str)
-    except (json.JSONDecodeError, RecursionError) as error:
+        choices = parse_json(text, "no JSON", parse_int=str, parse_float=str)
+    except CulnigError as error:
         raise CulnigError(f"{where} has choices that are not JSON ({error}); was the file cut off?") from error
     if not isinstance(choices, dict) or len(choices) < 2:
         raise CulnigError(f"{where} needs choices as an object of at least two, letter to text; it has {text!r:.80}")

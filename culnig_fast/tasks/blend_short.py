@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.files import parse_json
 from culnig_fast.questions import Question
 from culnig_fast.tasks.answer_text import first_answer, lemmatiser, normalised
 from culnig_fast.tasks.base import Task
@@ -203,27 +203,30 @@ def _is(spelling: str, country: str) -> bool:
 def _read_annotations(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
-        entries = json.loads((gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig"))
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+        entries = parse_json(text, "no JSON")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise CulnigError(f"{path} is not a readable file of annotations ({error}); was it cut off?") from error
     if not isinstance(entries, dict) or not entries:
         raise CulnigError(f"{path} is not an object of questions; is it BLEnD's?")
     for name, entry in entries.items():
-        lacks = [key for key in ("question", "en_question", "annotations", "idks") if key not in entry]
-        if lacks:
-            raise CulnigError(f"{path}: question {name} has no {', '.join(lacks)}; is it BLEnD's?")
+        kinds = {"question": str, "en_question": str, "annotations": list, "idks": dict}
+        given = entry if isinstance(entry, dict) else {}
+        lacks = [key for key, kind in kinds.items() if not isinstance(given.get(key), kind)]
+        if lacks or not name:
+            raise CulnigError(f"{path}: question {name} has no {', '.join(lacks) or 'id'}; is it BLEnD's?")
     return entries
 
 
 def _answers(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """All answers, most frequent first; none where five did not know, or three found no answer or none fit."""
-    idks = entry["idks"]
-    if idks.get("idk", 0) >= 5 or idks.get("no-answer", 0) + idks.get("not-applicable", 0) >= 3:
-        return ()
     try:
+        unknown, *none = (int(entry["idks"].get(name, 0)) for name in ("idk", "no-answer", "not-applicable"))
+        if unknown >= 5 or sum(none) >= 3:
+            return ()
         groups = sorted(entry["annotations"], key=lambda group: -int(group["count"]))
         texts = [str(text).strip() for group in groups for text in (*group["answers"], *group["en_answers"])]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CulnigError(f"{where} has a malformed annotation ({error!r}); was the file edited?") from error
     return tuple(dict.fromkeys(text for text in texts if text))
 

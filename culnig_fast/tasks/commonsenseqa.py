@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.files import parse_json
 from culnig_fast.questions import Question
 from culnig_fast.tasks.base import Task
 from culnig_fast.tasks.rows import Row, read_rows, require_columns
@@ -60,7 +60,7 @@ def _item(row: Row, source: str | Path) -> ChoiceItem:
             pairs = [(choice["label"], choice["text"]) for choice in choices]
     except (KeyError, TypeError, ValueError) as error:
         raise CulnigError(f"{where} needs choices with as many labels as texts; is this CommonsenseQA?") from error
-    labels, texts = [label for label, _ in pairs], tuple(str(text).strip() for _, text in pairs)
+    labels, texts = [str(label) for label, _ in pairs], tuple(str(text).strip() for _, text in pairs)
     if len(set(labels)) != 5 or len(labels) != 5 or not all(texts):
         raise CulnigError(f"{where} has the choices {pairs!r:.120}; five with a label and a text each are needed")
     answer = row["answerKey"].strip()
@@ -76,9 +76,9 @@ def _parts(row: Row, where: str) -> tuple[str, Any]:
     """Question text and choices of either layout."""
     try:
         if "choices" in row:
-            return row["question"], json.loads(row["choices"], parse_int=str, parse_float=str)
-        inner = json.loads(row["question"], parse_int=str, parse_float=str)
+            return row["question"], parse_json(row["choices"], "no JSON", parse_int=str, parse_float=str)
+        inner = parse_json(row["question"], "no JSON", parse_int=str, parse_float=str)
         return str(inner["stem"]), inner["choices"]
-    except (json.JSONDecodeError, RecursionError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         what = "choices that are not JSON" if "choices" in row else "neither a column choices nor question.stem"
         raise CulnigError(f"{where} has {what}; give CommonsenseQA's own jsonl or the hub's parquet file") from error

@@ -2,7 +2,7 @@
 
 Local text files are read with the standard library: readers that guess types turn the answer `None` into a
 missing value, `2024-05-01` into a time and `17` into 17.0 as soon as a row lacks it. Parquet and the hub go
-through `datasets`: there the files carry their types.
+through libraries: there the files carry their types.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import csv
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.files import parse_json
 
 Row = dict[str, str]
 
@@ -135,12 +135,16 @@ def _read_json(text: str, path: Path) -> list[Row]:
     for line, chunk in enumerate([text] if whole else text.split("\n"), 1):
         if not chunk.strip():
             continue
-        try:
-            # A number keeps the spelling of the file.
-            value = json.loads(chunk, parse_int=str, parse_float=str, parse_constant=str)
-        except (json.JSONDecodeError, RecursionError) as error:
-            where = "" if whole else f"line {line} of "
-            raise CulnigError(f"{where}{path} is not JSON ({error}); was the file cut off?") from error
+        where = "" if whole else f"line {line} of "
+        # A number keeps the spelling of the file.
+        value = parse_json(
+            chunk,
+            f"{where}{path} is not JSON",
+            "was the file cut off?",
+            parse_int=str,
+            parse_float=str,
+            parse_constant=str,
+        )
         for record in value if whole and isinstance(value, list) else [value]:
             if not isinstance(record, dict):
                 raise CulnigError(
@@ -153,13 +157,11 @@ def _read_json(text: str, path: Path) -> list[Row]:
 def _read_parquet(path: Path) -> list[Row]:
     if not path.is_file():
         raise CulnigError(f"cannot read {path}: no such file; check the path")
-    import datasets
+    from pyarrow import parquet
 
     try:
-        with tempfile.TemporaryDirectory() as cache:
-            table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
-            return _as_rows(table)
-    except Exception as error:  # pyarrow and datasets raise unrelated types for a damaged file
+        return _as_rows(parquet.ParquetFile(path).read().to_pydict())
+    except Exception as error:  # pyarrow raises unrelated types for a damaged file
         raise CulnigError(f"{path} is not a readable Parquet file ({_first_line(error)})") from error
 
 
@@ -167,7 +169,7 @@ def _read_hub(source: str, config: str | None, split: str) -> list[Row]:
     import datasets
 
     try:
-        return _as_rows(datasets.load_dataset(source, config, split=split))
+        return _as_rows(datasets.load_dataset(source, config, split=split).to_dict())
     except Exception as error:  # the hub client raises a dozen unrelated types
         part = f"{config}, split {split}" if config else f"split {split}"
         raise CulnigError(
@@ -177,8 +179,8 @@ def _read_hub(source: str, config: str | None, split: str) -> list[Row]:
         ) from error
 
 
-def _as_rows(table: Any) -> list[Row]:
-    columns = table.to_dict()  # a column at a time: row by row is 20 times slower
+def _as_rows(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """Rows of a table read a column at a time: row by row is 20 times slower."""
     return [_as_row(dict(zip(columns, cells, strict=True))) for cells in zip(*columns.values(), strict=True)]
 
 

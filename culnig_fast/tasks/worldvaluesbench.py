@@ -27,6 +27,9 @@ LEAST_ANSWERS = 10
 NEUR_QUESTIONS = 40
 """Questions a country, those that set it apart most, that find neurons."""
 
+GREATEST_ANSWER = 99
+"""A prediction is read with at most two digits."""
+
 LAST_QUESTION = 259
 """The survey's value questions are Q1…Q259, some numbers missing; variants such as Q234A are not among them."""
 
@@ -209,10 +212,12 @@ def _questions_of(path: Path) -> dict[str, tuple[str, int, int]]:
         try:
             low, high = int(entry["answer_scale_min"]), int(entry["answer_scale_max"])
             text = str(entry["question"]).strip()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CulnigError(f"{path}: question Q{number} lacks a wording or integer scale ({error!r})") from error
-        if not text or low >= high:
-            raise CulnigError(f"{path}: question Q{number} has no wording, or the scale {low}…{high} is empty")
+        if not text or not 0 <= low < high <= GREATEST_ANSWER:
+            raise CulnigError(
+                f"{path}: question Q{number} has no wording, or {low}…{high} is no scale within 0…{GREATEST_ANSWER}"
+            )
         found[f"Q{number}"] = (text, low, high)
     if not found:
         raise CulnigError(f"{path} has no value question Q1…Q{LAST_QUESTION}; is it WorldValuesBench's {METADATA}?")

@@ -113,7 +113,10 @@ def _row_of(who: str, country_of: Mapping[str, int], values: Path, demographics:
 def _numbers(column: Any, name: str, path: Path) -> np.ndarray:
     import pandas as pd
 
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    try:
+        numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise CulnigError(f"{path} has an answer in column {name} that is no number of a scale ({error})") from error
     given = ~column.isna().to_numpy()
     bad = np.flatnonzero(given & (np.isnan(numbers) | (numbers != np.floor(numbers))))
     if bad.size:
