@@ -99,7 +99,7 @@ class ScoreTable:
 
         Args:
             path: the file.
-            verify: hold the file against its content hash, which reads it once (0.3 s for 500 MB); a file that has none
+            verify: hold the file against its content hash, which reads it once (half a second for 500 MB); a file that has none
                 loads all the same.
 
         Raises:
