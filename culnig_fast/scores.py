@@ -109,8 +109,8 @@ class ScoreTable:
 
         Args:
             path: the file.
-            verify: hold the file against its content hash, which reads it once (0.3 s for 500 MB); a file that has none
-                loads all the same.
+            verify: hold the file against its content hash, which reads it once (half a second for 500 MB); a
+                file that has none loads all the same.
 
         Raises:
             CulnigError: the file is missing, cut off, altered, not safetensors, or not a score table.

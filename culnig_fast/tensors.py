@@ -64,8 +64,8 @@ def read_metadata(path: str | Path, *, verify: bool = True) -> dict[str, str]:
 
     Args:
         path: a file of `save_tensors`.
-        verify: read it whole and hold it against its hash, where it has one: 0.3 s for 500 MB on a 2020s CPU, and
-            the pages stay cached for what is read next. False reads the header alone.
+        verify: read it whole and hold it against its hash, where it has one: half a second for 500 MB, and the
+            pages stay cached for what is read next. False reads the header alone.
 
     Raises:
         CulnigError: the file is missing, cut off, not safetensors, or its content is not what was written.

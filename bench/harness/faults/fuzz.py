@@ -29,7 +29,7 @@ if __name__ == "__main__":
 from harness.faults.mutations import mutated
 from harness.faults.readers import Reader, readers
 
-SECONDS = 5.0
+SECONDS = 10.0
 """A read that takes longer hangs."""
 
 GIBIBYTES = 3
