@@ -87,6 +87,7 @@ class Analyses:
             above 0, while the sum, the first-order effect of zeroing the neuron, has both signs.
         kinship_share: also choose each country's neurons at this share, and draw kinship from these sets: the method's
             share may leave a handful of neurons in a small model. None draws it from the specific sets.
+        figures: draw them; without matplotlib none are drawn.
         kin: groups of countries known to be kin, to be found again by the kinship analysis.
     """
 
@@ -96,6 +97,7 @@ class Analyses:
     samples: int = 5
     summed: bool = False
     kinship_share: float | None = None
+    figures: bool = True
     kin: tuple[tuple[str, ...], ...] = ()
 
 

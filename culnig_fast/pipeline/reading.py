@@ -303,7 +303,11 @@ def _analyses(part: Section) -> Analyses:
     }
     share = part.number("kinship_share", 0.0, 0, 1)
     analyses = Analyses(
-        **counts, summed=part.flag("summed", Analyses.summed), kinship_share=share or None, kin=_kin(part)
+        **counts,
+        summed=part.flag("summed", Analyses.summed),
+        kinship_share=share or None,
+        figures=part.flag("figures", Analyses.figures),
+        kin=_kin(part),
     )
     part.finish()
     return analyses

@@ -211,7 +211,7 @@ def _looked_at(bench: Workbench, out: Path, results: list[Stage]) -> list[Stage]
             make=lambda partial: analyses.write(bench, out),
         ),
     ]
-    if importlib.util.find_spec("matplotlib") is not None:
+    if config.analyses.figures and importlib.util.find_spec("matplotlib") is not None:
         import matplotlib
 
         stages.append(

@@ -26,6 +26,7 @@ def values(**changes: Any) -> dict[str, Any]:
         "batch_tokens": 1024,
         "checkpoint_seconds": 0,
         "bootstrap": {"resamples": 200},
+        "analyses": {"figures": False},
         **changes,
     }
 
@@ -47,5 +48,5 @@ def contents(out: Path) -> dict[str, bytes]:
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob("*"))
-        if path.is_file() and path.name not in ("log.jsonl", ".lock")
+        if path.is_file() and path.name not in ("log.jsonl", ".lock", "report.html")
     }
