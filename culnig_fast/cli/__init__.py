@@ -11,7 +11,20 @@ import sys
 from culnig_fast.cli.app import app
 from culnig_fast.errors import CulnigError
 
-COMMANDS = ("tasks", "score", "select", "baseline", "evaluate", "answer", "ablate", "model", "convert", "run", "demo")
+COMMANDS = (
+    "tasks",
+    "score",
+    "select",
+    "baseline",
+    "evaluate",
+    "answer",
+    "ablate",
+    "modules",
+    "model",
+    "convert",
+    "run",
+    "demo",
+)
 """Files of commands, in the order in which help lists them."""
 
 for _name in COMMANDS:
