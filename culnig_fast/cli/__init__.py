@@ -20,6 +20,7 @@ COMMANDS = (
     "answer",
     "ablate",
     "modules",
+    "finetune",
     "model",
     "convert",
     "run",
