@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ class Comparison:
         before: label → evaluation of the model as it was.
         after: (choice, seed) → label → evaluation.
         trainings: (choice, seed) → what `training/CHOICE-SEED.json` holds.
+        left_out: ids of training questions that were not trained on because they are evaluated too.
         done: stages done by this call; the others were done already.
     """
 
@@ -79,6 +80,7 @@ class Comparison:
     before: Mapping[str, Evaluation]
     after: Mapping[tuple[Which, int], Mapping[str, Evaluation]]
     trainings: Mapping[tuple[Which, int], dict[str, Any]]
+    left_out: tuple[str, ...]
     done: tuple[str, ...]
 
 
@@ -91,15 +93,16 @@ def compare_modules(plan: Plan, out: str | Path, *, progress: bool = True) -> Co
         progress: show progress bars on standard error.
 
     Raises:
-        CulnigError: a choice or option that is not known, a share that holds no module, an unusable answer, a prompt
-            both trained on and evaluated, a loss that is not finite, or a folder that holds something else.
+        CulnigError: a choice or option that is not known, a share that holds no module, an unusable answer,
+            more than a few prompts both trained on and evaluated, a loss that is not finite, or a folder that holds something else.
     """
-    from culnig_fast.finetuning.data import check_apart
+    from culnig_fast.finetuning.data import set_apart
 
     out = Path(out)
     plan.options.check()
     _check(plan)
-    check_apart(plan.training, {label: questions for label, questions in plan.evaluated.items()})
+    training, left_out = set_apart(plan.training, plan.evaluated)
+    plan = replace(plan, training=training)
     choices = {which: pick_modules(plan.model, plan.neurons, which, plan.share) for which in plan.choices}
     manifest = Manifest(out)
     stages = {BEFORE: _shared_inputs(plan)}
@@ -121,7 +124,7 @@ def compare_modules(plan: Plan, out: str | Path, *, progress: bool = True) -> Co
                 files = _train(plan, choices[which], seed, out, digest(inputs), progress)
             manifest.note(stage, inputs, files)
             done.append(stage)
-    return _collect(plan, choices, out, tuple(done))
+    return _collect(plan, choices, out, tuple(left_out), tuple(done))
 
 
 def _check(plan: Plan) -> None:
@@ -246,7 +249,9 @@ def _save(plan: Plan, folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _collect(plan: Plan, choices: Mapping[Which, Choice], out: Path, done: tuple[str, ...]) -> Comparison:
+def _collect(
+    plan: Plan, choices: Mapping[Which, Choice], out: Path, left_out: tuple[str, ...], done: tuple[str, ...]
+) -> Comparison:
     from culnig_fast.evaluation import Evaluation
 
     def results(name: str) -> dict[str, Evaluation]:
@@ -257,5 +262,6 @@ def _collect(plan: Plan, choices: Mapping[Which, Choice], out: Path, done: tuple
         results(BEFORE),
         {run: results(_name(*run)) for run in _runs(plan)},
         {run: read_json(out / "training" / f"{_name(*run)}.json") for run in _runs(plan)},
+        left_out,
         done,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,16 +92,26 @@ def answer_loss(model: Any, head: torch.nn.Module, batch: dict[str, torch.Tensor
     return functional.cross_entropy(logits, batch["answers"])
 
 
-def check_apart(training: Iterable[Question], evaluated: dict[str, Iterable[Question]]) -> None:
-    """Raise CulnigError, naming one, when a prompt that is trained on is evaluated too."""
-    seen = {question.prompt: question.id for question in training}
-    for label, questions in evaluated.items():
-        for question in questions:
-            if question.prompt in seen:
-                raise CulnigError(
-                    f"question {question.id!r} of {label} is evaluated and trained on (as {seen[question.prompt]!r}); "
-                    "choose a split for training that shares nothing with the evaluated one"
-                )
+def set_apart(
+    training: Sequence[Question], evaluated: Mapping[str, Sequence[Question]]
+) -> tuple[list[Question], list[str]]:
+    """(training questions whose prompt is not evaluated, ids of the others).
+
+    Benchmarks repeat themselves here and there; more than one question in a hundred means that the split is wrong.
+
+    Raises:
+        CulnigError: more than that.
+    """
+    shown = {question.prompt: label for label, questions in evaluated.items() for question in questions}
+    kept = [question for question in training if question.prompt not in shown]
+    left_out = [question for question in training if question.prompt in shown]
+    if 100 * len(left_out) > len(training):
+        first = left_out[0]
+        raise CulnigError(
+            f"{len(left_out)} of {len(training)} training questions are evaluated too ({first.id!r} in "
+            f"{shown[first.prompt]}, …); choose a split for training that shares nothing with the evaluated one"
+        )
+    return kept, [question.id for question in left_out]
 
 
 def _further_inputs(model: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -50,6 +50,11 @@ def comparison_table(found: Comparison, scores: Mapping[str, Score], target: str
     notes = (
         f"Trained on {target}; mean over {seeds} seed{'s' if seeds > 1 else ''}. "
         "Neurons: those of the set that lie in the modules trained.",
+        *(
+            (f"{len(found.left_out)} training questions are evaluated too and were left out.",)
+            if found.left_out
+            else ()
+        ),
         *(("±: standard deviation over seeds.",) if seeds > 1 else ()),
         drawing.note,
         "Bold: another mean than before by paired bootstrap, two-sided p < 0.05 after Holm's adjustment over the tasks "
@@ -62,6 +67,7 @@ def comparison_record(found: Comparison, scores: Mapping[str, Score], target: st
     """JSON-ready: the table, the modules, each training's figures, and top against bottom, task by task."""
     record: dict[str, Any] = {
         "target": target,
+        "left_out": list(found.left_out),
         "table": comparison_table(found, scores, target, drawing).to_dict(),
         "modules": {
             which: {"modules": [f"{m.kind} {m.layer_idx}" for m in choice.modules], "parameters": choice.parameters,
