@@ -2,8 +2,8 @@
 
     python bench/finetuning.py --neurons runs/demo/neurons/general.json --json finetune.json
 
-Each comparison is one `culnig-fast finetune` command in a process of its own, timed whole, with the settings below. With
-a share of 0.47 top and bottom are two MLPs and two attention blocks each, 46.7 % of the parameters.
+Each comparison is one `culnig-fast finetune` command in a process of its own, timed whole, with the settings below.
+With a share of 0.47 top and bottom are two MLPs and two attention blocks each, 46.7 % of the parameters.
 """
 
 from __future__ import annotations

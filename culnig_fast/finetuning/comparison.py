@@ -94,7 +94,8 @@ def compare_modules(plan: Plan, out: str | Path, *, progress: bool = True) -> Co
 
     Raises:
         CulnigError: a choice or option that is not known, a share that holds no module, an unusable answer,
-            more than a few prompts both trained on and evaluated, a loss that is not finite, or a folder that holds something else.
+            more than a few prompts both trained on and evaluated, a loss that is not finite, or a folder that holds
+            something else.
     """
     from culnig_fast.finetuning.data import set_apart
 
