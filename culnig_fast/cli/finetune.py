@@ -51,7 +51,7 @@ def finetune(
         typer.Option(help="Benchmark evaluated beside, repeatable: NAME or NAME=DATA,FILE=PATH; default: blend."),
     ] = None,
     lora: Annotated[Optional[int], typer.Option(help="Train low-rank updates of this rank instead.")] = None,
-    lora_alpha: Annotated[Optional[float], typer.Option(help="Their alpha; left out: twice the rank.")] = None,
+    lora_alpha: Annotated[Optional[int], typer.Option(help="Their alpha; left out: twice the rank.")] = None,
     rate: Annotated[float, typer.Option(help="Learning rate, constant after the warm-up.")] = 3e-5,
     epochs: Annotated[float, typer.Option(help="Passes over the training questions.")] = 1.0,
     steps: Annotated[Optional[int], typer.Option(help="So many updates instead.")] = None,

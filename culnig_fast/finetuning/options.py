@@ -39,7 +39,7 @@ class TrainingOptions:
     warmup: int = 0
     samples: int | None = 10_000
     lora: int | None = None
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
     bf16: bool = False
     checkpointing: bool = False
     save_steps: int = 200

@@ -79,7 +79,7 @@ def train_modules(
             finally:
                 bar.close()
             count = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-            losses = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+            losses = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
             return Training(trainer.state.global_step, len(data), count, tuple(losses))
     finally:
         for parameter, flag in flags:
@@ -211,12 +211,14 @@ def _trainer(
     return trainer
 
 
-class _AnswerTrainer(Trainer):  # type: ignore[misc]
+class _AnswerTrainer(Trainer):
     """Learns the answer's token at the last position."""
 
     head: Any
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The loss of one batch; CulnigError where it is not finite."""
         loss = answer_loss(model, self.head, inputs)
         if not math.isfinite(value := float(loss.detach())):
@@ -226,7 +228,7 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
         return (loss, None) if return_outputs else loss
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
+class _Progress(TrainerCallback):
     """Our progress bar, on standard error."""
 
     def __init__(self, disable: bool) -> None:
