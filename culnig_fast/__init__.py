@@ -26,6 +26,7 @@ _HOMES = {
     "attribute": "attribution",
     "attribute_as_authors": "interop.as_authors",
     "bake": "masking",
+    "compare_modules": "finetuning.comparison",
     "count_activations": "baselines.activations",
     "discover": "architecture",
     "enhance": "masking",
@@ -49,6 +50,7 @@ _HOMES = {
     "sweep_general": "sweep",
     "sweep_specific": "sweep",
     "suppress": "masking",
+    "train_modules": "finetuning.training",
     "weight_norms": "baselines.weights",
     "write_score_file": "interop.score_files",
 }

@@ -229,7 +229,7 @@ class _AnswerTrainer(Trainer):
 
 
 class _Progress(TrainerCallback):
-    """Our progress bar, on standard error."""
+    """Our progress bar on standard error, and no checkpoint at the end."""
 
     def __init__(self, disable: bool) -> None:
         self.bar = tqdm(unit="step", desc="training", disable=disable)
@@ -239,8 +239,10 @@ class _Progress(TrainerCallback):
         self.bar.total, self.bar.n = state.max_steps, state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One more."""
+        """One more; no checkpoint of the last one, from which a Trainer would go on to a step too many."""
         self.bar.update()
+        if state.global_step >= state.max_steps:
+            control.should_save = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Show the loss."""
