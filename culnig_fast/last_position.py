@@ -27,12 +27,13 @@ class LastPosition:
         self._lengths: torch.Tensor | None = None
         self._handle = head.register_forward_pre_hook(self._gather)
 
-    def logits(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def logits(self, input_ids: torch.Tensor, lengths: torch.Tensor, **further: torch.Tensor) -> torch.Tensor:
         """Run the model.
 
         Args:
             input_ids: int64 [batch, T], right-padded.
             lengths: int64 [batch], each in 1…T.
+            further: inputs that the model asks for beside these.
 
         Returns:
             [batch, vocabulary] logits of the last real position, in float32 (float64 in a float64 model): softmax
@@ -40,7 +41,7 @@ class LastPosition:
         """
         self._lengths = lengths
         try:
-            logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+            logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False, **further).logits
         finally:
             self._lengths = None
         logits = logits[:, -1]

@@ -19,6 +19,8 @@ COMMANDS = (
     "evaluate",
     "answer",
     "ablate",
+    "modules",
+    "finetune",
     "model",
     "plan",
     "convert",

@@ -95,7 +95,7 @@ def _count(task: Any, split: str, tokenizer: Any, preview: int) -> dict[str, Any
         return {"questions": 0, "items": 0, "groups": {}, "error": str(error)}
     found: dict[str, Any] = {
         "questions": len(questions),
-        "items": len(questions) // task.wordings_each,
+        "items": len(questions) if split == "train" else len(questions) // task.wordings_each,
         "groups": dict(Counter(q.group for q in questions)),
     }
     if tokenizer is not None and not task.generates:
@@ -115,7 +115,8 @@ def _text(found: dict[str, Any]) -> str:
     lines.append(f"{'all together':{width}s} " + " ".join(f"{e['questions']:9,}" for e in splits.values()))
     if found["wordings"] > 1:
         lines.append(f"{'items':{width}s} " + " ".join(f"{e['items']:9,}" for e in splits.values()))
-        lines.append(f"Each item is asked in {found['wordings']} wordings.")
+        once = ", in one of them for training" if "train" in splits else ""
+        lines.append(f"Each item is asked in {found['wordings']} wordings{once}.")
     for split, entry in splits.items():
         if "error" in entry:
             lines.append(f"{split}: {entry['error']}")

@@ -25,7 +25,7 @@ from culnig_fast.files import write_json, write_text
 from culnig_fast.tasks.country_rc import WORDINGS, CountryRC
 from culnig_fast.tasks.prompts import ANSWER_PREFIX
 
-DATA_FILES = ("blend.jsonl", "questions.csv", "country_rc.json", "abilities.jsonl")
+DATA_FILES = ("blend.jsonl", "questions.csv", "country_rc.json", "abilities.jsonl", "membership_long.jsonl")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -90,13 +90,15 @@ def make_model(vocabulary: int, layers: int, hidden: int, intermediate: int, kv_
 
 
 def write_data(world: w.World, folder: Path, overwrite: bool = False) -> None:
-    """Write the four data files (`DATA_FILES`); CulnigError when one exists and `overwrite` is false."""
+    """Write the data files (`DATA_FILES`); CulnigError when one exists and `overwrite` is false."""
     folder.mkdir(parents=True, exist_ok=True)
-    blend, questions, country_rc, abilities = (folder / name for name in DATA_FILES)
+    blend, questions, country_rc, abilities, membership = (folder / name for name in DATA_FILES)
     write_text(blend, _lines(w.blend_rows(world)), overwrite)
     write_text(questions, w.topics_csv(world), overwrite)
     write_json(country_rc, w.country_rc_templates(), overwrite)
     write_text(abilities, _lines(w.ability_rows(world)), overwrite)
+    # Another seed than the abilities': no model was trained on these rows or chosen by them.
+    write_text(membership, _lines(w.ability_rows(world, seed=5, tasks=(w.LONG_MEMBERSHIP,))), overwrite)
 
 
 def build(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ _FILES: dict[str, tuple[str, dict[str, str]]] = {
     "pick": ("abilities.jsonl", {}),
     "membership": ("abilities.jsonl", {}),
     "equality": ("abilities.jsonl", {}),
+    "membership_long": ("membership_long.jsonl", {}),
 }
 
 

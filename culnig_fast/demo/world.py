@@ -15,7 +15,7 @@ import csv
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 COUNTRIES = (
@@ -89,6 +89,12 @@ ABILITY_INSTRUCTION = 'Reply with the letter as JSON: {"answer_choice":""}'
 
 ABILITIES = ("pick", "membership", "equality")
 """General abilities: pick the named option, is a word in a list, are two lists equal."""
+
+LONG_MEMBERSHIP = "membership_long"
+"""Membership in longer lists than the model was trained on: an ability with room for improvement."""
+
+_LIST_WORDS = {LONG_MEMBERSHIP: 8}
+"""Words of a list, where it is not four."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +234,8 @@ def country_rc_templates() -> list[dict[str, str]]:
 
 def ability_row(task: str, world: World, source: random.Random) -> tuple[str, str]:
     """One random (message, answer label) of an ability task."""
-    words = source.sample(world.plain, 5)
+    size = _LIST_WORDS.get(task, 4)
+    words = source.sample(world.plain, size + 1)
     if task == "pick":
         options = words[:4]
         wanted = source.choice(options)
@@ -236,9 +243,9 @@ def ability_row(task: str, world: World, source: random.Random) -> tuple[str, st
         answer = LABELS[options.index(wanted)]
     else:
         truth = source.random() < 0.5
-        if task == "membership":
-            wanted = source.choice(words[:4]) if truth else words[4]
-            question = f"Is {wanted} in the list {' '.join(words[:4])}?"
+        if task in ("membership", LONG_MEMBERSHIP):
+            wanted = source.choice(words[:size]) if truth else words[size]
+            question = f"Is {wanted} in the list {' '.join(words[:size])}?"
         else:
             copy = words[:3]
             if not truth:
@@ -251,15 +258,30 @@ def ability_row(task: str, world: World, source: random.Random) -> tuple[str, st
     return f"{question} {ABILITY_INSTRUCTION}\n\n{lines}\n\nAnswer:", answer
 
 
-def ability_rows(world: World, each: int = 300, seed: int = 2) -> list[dict[str, str]]:
+def ability_rows(
+    world: World, each: int = 300, seed: int = 2, tasks: Sequence[str] = ABILITIES
+) -> list[dict[str, str]]:
     """`each` rows of every ability task, for evaluation."""
     source = random.Random(seed)
     rows = []
-    for task in ABILITIES:
+    for task in tasks:
         for number in range(each):
             prompt, answer = ability_row(task, world, source)
             rows.append({"id": f"{task}-{number}", "group": task, "prompt": prompt, "answer": answer})
     return rows
+
+
+def training_rows(
+    task: str, world: World, without: Collection[str], each: int = 4000, seed: int = 3
+) -> list[dict[str, str]]:
+    """`each` different rows of one ability task for training, none with a prompt of `without`."""
+    source = random.Random(f"{seed} {task}")
+    rows: dict[str, dict[str, str]] = {}
+    while len(rows) < each:
+        prompt, answer = ability_row(task, world, source)
+        if prompt not in without and prompt not in rows:
+            rows[prompt] = {"id": f"train-{task}-{len(rows)}", "group": task, "prompt": prompt, "answer": answer}
+    return list(rows.values())
 
 
 def _an_owner(world: World, form: QuestionForm, option: str, country: str) -> str:

@@ -35,8 +35,10 @@ from culnig_fast.questions import Question, check_unique_ids
 if TYPE_CHECKING:
     import numpy as np
 
-SPLITS = ("all", "neur", "control", "test")
-"""neur finds neurons, control is neur without what is asked, test is for evaluation, all is neur and test."""
+SPLITS = ("all", "neur", "control", "test", "train")
+"""neur finds neurons, control is neur without what is asked, test is for evaluation, all is neur and test.
+
+train is the benchmark's own training split, for fine-tuning."""
 
 
 class Task(ABC):

@@ -1,17 +1,20 @@
-"""QNLI validation and MRPC test of GLUE: two-way questions about a pair of texts (CULNIG, section 8)."""
+"""QNLI validation and MRPC test of GLUE, and their train splits: two-way questions about a pair of texts.
+
+CULNIG, sections 8 and 9.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.questions import Question
 from culnig_fast.tasks.base import Task
-from culnig_fast.tasks.rows import Row, read_rows
+from culnig_fast.tasks.rows import Row, is_file, read_rows
 from culnig_fast.tasks.wordings import ChoiceItem, Wording, four_wordings, worded
 
 HUB_ID = "nyu-mll/glue"
@@ -19,14 +22,20 @@ HUB_ID = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class GluePair(Task):
-    """What the two share; all rows are `test`, in one group, and a question's id is `index/wording`.
+    """What the two share; a question's id is `index/wording`, and all are in one group.
+
+    `test` holds the rows loaded, each in four wordings. `train` holds the training split, one question a row, `train/`
+    before its id and the four wordings in turn: 104,743 rows of QNLI are enough. It is read when it is asked for, from
+    the file given or from where the hub's test rows came from.
 
     Tab-separated files are read as GLUE writes them: a quote is a character like any other.
     """
 
     items: tuple[ChoiceItem, ...]
+    training: str | Path | None = None
 
-    splits: ClassVar[tuple[str, ...]] = ("test",)
+    splits: ClassVar[tuple[str, ...]] = ("test", "train")
+    files: ClassVar[Mapping[str, str]] = {"train": "the rows of the training split, beside a local file"}
     wordings_each: ClassVar[int] = 4
     hub: ClassVar[str | None] = HUB_ID
     hub_split: ClassVar[str]
@@ -36,15 +45,19 @@ class GluePair(Task):
     wordings: ClassVar[tuple[Wording, ...]]
 
     @classmethod
-    def load(cls, source: str | Path | None = None) -> GluePair:
+    def load(cls, source: str | Path | None = None, train: str | Path | None = None) -> GluePair:
         """Read the original file, the hub's columns in any format, or the hub.
+
+        Args:
+            source: of the rows that are evaluated.
+            train: of the training rows; None means the hub's, where `source` is a hub id.
 
         Raises:
             CulnigError: a missing file or column, an empty text, an unknown or hidden label.
         """
         source = HUB_ID if source is None else source
         rows = read_rows(source, config=cls.name, split=cls.hub_split, quoted_tabs=False)
-        return cls(tuple(cls._items(rows, source)))
+        return cls(tuple(cls._items(rows, source)), source if train is None and not is_file(source) else train)
 
     @classmethod
     def _items(cls, rows: list[Row], source: str | Path) -> Iterator[ChoiceItem]:
@@ -64,7 +77,18 @@ class GluePair(Task):
     def _text(cls, cells: Mapping[str, str]) -> str: ...
 
     def _questions(self, split: str, tokenizer: Any) -> list[Question]:
-        return worded(self.items, self.wordings, tokenizer)
+        if split == "test":
+            return worded(self.items, self.wordings, tokenizer)
+        if self.training is None:
+            raise CulnigError(f"{self.name} was read from a file without training rows; give theirs as train")
+        rows = read_rows(self.training, config=self.name, split="train", quoted_tabs=False)
+        items = [replace(item, id=f"train/{item.id}") for item in self._items(rows, self.training)]
+        every = len(self.wordings)
+        return [
+            question
+            for place, wording in enumerate(self.wordings)
+            for question in worded(items[place::every], (wording,), tokenizer)
+        ]
 
 
 class Qnli(GluePair):

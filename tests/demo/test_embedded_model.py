@@ -13,6 +13,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import evaluate
 from culnig_fast.models import EMBEDDED, embedded_folder, load_model
 from culnig_fast.questions import Question, answer_token, encode_prompt
+from culnig_fast.tasks.base import load_task
 from culnig_fast.tasks.blend import Blend
 from culnig_fast.tasks.country_rc import CountryRC
 from culnig_fast.tasks.prompts import render
@@ -78,6 +79,9 @@ def test_accuracy_is_in_the_stated_band(loaded: tuple[Any, Any], blend: Blend) -
     assert evaluate(model, tokenizer, passages[::2], progress=False).accuracy >= 0.95
     for name, accuracy in evaluate(model, tokenizer, _abilities(tokenizer)[::2], progress=False).by_group().items():
         assert accuracy >= 0.93, name
+    # What training is tried on: neither mastered nor guessed.
+    longer = load_task("membership_long").questions("test", tokenizer)
+    assert 0.60 <= evaluate(model, tokenizer, longer, progress=False).accuracy <= 0.80
 
 
 def test_build_makes_a_model_that_loads_and_can_be_made_again(tmp_path: Any) -> None:

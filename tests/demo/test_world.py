@@ -20,6 +20,7 @@ from culnig_fast.demo import world as w
 from culnig_fast.demo.build import DATA_FILES, write_data
 from culnig_fast.errors import CulnigError
 from culnig_fast.models import embedded_folder
+from culnig_fast.tasks.base import load_task
 from culnig_fast.tasks.blend import NEUR_TOPICS, TEST_TOPICS, Blend
 from culnig_fast.tasks.countries import COUNTRIES, country_name
 from culnig_fast.tasks.country_rc import CountryRC
@@ -138,7 +139,7 @@ def test_loaders_read_the_files(world: w.World, made: Path) -> None:
 
 def test_ability_answers_follow_from_the_prompt(world: w.World) -> None:
     source = random.Random(3)
-    for task in w.ABILITIES:
+    for task in (*w.ABILITIES, w.LONG_MEMBERSHIP):
         for _ in range(50):
             prompt, answer = w.ability_row(task, world, source)
             question, options, _ = prompt.replace(w.ABILITY_INSTRUCTION, "").split("\n\n")
@@ -146,10 +147,27 @@ def test_ability_answers_follow_from_the_prompt(world: w.World) -> None:
             assert words[answer] == _solve(task, question.strip().rstrip("?").split()), prompt
 
 
+@pytest.mark.parametrize("task", [*w.ABILITIES, w.LONG_MEMBERSHIP])
+def test_training_rows_and_evaluated_rows_share_no_prompt(task: str) -> None:
+    loaded = load_task(task)
+    training, evaluated = loaded.questions("train", None), loaded.questions("test", None)
+    prompts = {question.prompt for question in training}
+    assert len(prompts) == len(training) == 4000
+    assert len(evaluated) == 300
+    assert prompts.isdisjoint(question.prompt for question in evaluated)
+
+
+def test_prompts_to_be_left_out_are_left_out(world: w.World) -> None:
+    rows = w.training_rows("membership", world, set(), each=50)
+    without = {row["prompt"] for row in rows[::2]}
+    again = w.training_rows("membership", world, without, each=50)
+    assert [row["prompt"] for row in again[:25]] == [row["prompt"] for row in rows[1::2]]
+
+
 def _solve(task: str, words: list[str]) -> str:
     if task == "pick":
         return words[-1]
-    if task == "membership":
+    if task in ("membership", w.LONG_MEMBERSHIP):
         return "yes" if words[1] in words[words.index("list") + 1 :] else "no"
     middle = words.index("and")
     return "yes" if words[words.index("lists") + 1 : middle] == words[middle + 1 : words.index("same") - 1] else "no"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -167,7 +168,7 @@ def test_without_a_file_the_hub_is_asked(name: str, monkeypatch: Any) -> None:
         return datasets.Dataset.from_list(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load_task(name).questions(tasks()[name].splits[-1], TOKENIZER)
+    assert load_task(name).questions("test" if "test" in tasks()[name].splits else "all", TOKENIZER)
     assert asked == [place]
 
 
@@ -256,3 +257,36 @@ def test_normad_with_the_real_counts_per_country_is_halved_as_published(tmp_path
     groups = {item.group for item in task.items}
     assert len(groups) == 75
     assert {"Timor-Leste", "Türkiye", "USA", "UK", "Hong Kong", "South Korea"} <= groups
+
+
+GLUE_ROW = {"question": "a", "sentence": "b", "sentence1": "a", "sentence2": "b", "label": 1}
+
+
+@pytest.mark.parametrize("name", ["qnli", "mrpc"])
+def test_training_rows_are_asked_in_the_wordings_in_turn(name: str, tmp_path: Path) -> None:
+    files = {}
+    for part, count in (("test", 2), ("train", 9)):
+        files[part] = tmp_path / f"{part}.jsonl"
+        files[part].write_text("".join(json.dumps({**GLUE_ROW, "idx": i}) + "\n" for i in range(count)))
+    task = load_task(name, files["test"], {"train": files["train"]})
+    assert len(task.questions("test", TOKENIZER)) == 8
+    training = task.questions("train", TOKENIZER)
+    wordings = [wording.name for wording in type(task).wordings]
+    assert sorted(question.id for question in training) == sorted(f"train/{i}/{wordings[i % 4]}" for i in range(9))
+    with pytest.raises(CulnigError, match="give theirs as train"):
+        load_task(name, files["test"]).questions("train", TOKENIZER)
+
+
+@pytest.mark.parametrize("name", ["qnli", "mrpc"])
+def test_the_hub_s_training_rows_are_read_only_when_asked_for(name: str, monkeypatch: Any) -> None:
+    asked = []
+
+    def load_dataset(source: str, config: str | None, *, split: str) -> datasets.Dataset:
+        asked.append(split)
+        return datasets.Dataset.from_list([{**GLUE_ROW, "idx": 0}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = load_task(name)
+    assert len(asked) == 1
+    assert [question.id.split("/")[0] for question in task.questions("train", TOKENIZER)] == ["train"]
+    assert asked[1:] == ["train"]
