@@ -185,7 +185,7 @@ def test_the_measured_budget_keeps_to_its_share() -> None:
     assert measured_tokens(FakeMeter(10**12, 1000).run, [FakeMeter(10**12, 1000)], 0.8) == MOST_TOKENS
     small = FakeMeter(free=1_000_000, per_token=1000, fixed=100_000)
     budget = measured_tokens(small.run, [small], 0.8)
-    assert 256 <= budget
+    assert budget >= 256
     assert small.fixed + budget * small.per_token <= 0.8 * small.free
     other = FakeMeter(free=10_000_000, per_token=4000)
 
@@ -259,9 +259,7 @@ def test_what_is_not_finite_is_named_soon(
     monkeypatch.setattr(loop, "FINITE_SECONDS", 0.0)
     handles = poison(model, where)
     with pytest.raises(cf.CulnigError, match=sentence):
-        cf.attribute(
-            model, TOKENIZER, questions, path="taps", checkpoint=path, checkpoint_seconds=0.0, **OPTIONS
-        )
+        cf.attribute(model, TOKENIZER, questions, path="taps", checkpoint=path, checkpoint_seconds=0.0, **OPTIONS)
     for handle in handles:
         handle.remove()
     assert path.exists()

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from culnig_kernels import cpu
-from harness.faults._scoring import distance
 
 import culnig_fast as cf
 from culnig_fast.cli.options import load_questions
 from culnig_fast.models import load_model
+from harness.faults._scoring import distance
 
 TITLE = "out of memory, by a limit on the process and at chosen layers: the same totals"
 
@@ -40,9 +40,7 @@ def run(folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]
         script = "from harness.faults import memory; memory.under_limit()"
         arguments = [sys.executable, "-c", script, str(mebibytes), str(int(quick))]
         root = Path(__file__).resolve().parents[2]
-        done = subprocess.run(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, check=False
-        )
+        done = subprocess.run(arguments, capture_output=True, text=True, cwd=root, check=False)
         if done.returncode:
             raise RuntimeError(f"under a limit of {mebibytes} MiB: {done.stderr[-500:]}")
         rows.append(_row(f"process limited to {mebibytes} MiB more", *json.loads(done.stdout.splitlines()[-1])))

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.faults._scoring import command, distance, quietly, sentence, timed
-
 from culnig_fast.scores import ScoreTable
+from harness.faults._scoring import command, distance, quietly, sentence, timed
 
 TITLE = "torchrun with 2 and 3 gloo processes against one; one rank killed, the job started again"
 
