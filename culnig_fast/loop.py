@@ -39,7 +39,7 @@ class Samples:
         batch_size: samples a batch; None forms batches by the budget.
     """
 
-    ids: Sequence[str]
+    ids: tuple[str, ...]
     token_ids: Sequence[Sequence[int]]
     answers: torch.Tensor
     groups: torch.Tensor
