@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 figures = known[name].run(Path(folder), options.quick, _say)
             record["parts"][name] = {**figures, "seconds": round(time.perf_counter() - start, 1)}
             print(f"{name}: {'passed' if figures['passed'] else 'FAILED'}", flush=True)
-        if options.json is not None:
-            write_json(options.json, record, options.overwrite)
+            if options.json is not None:  # after each part: the next may take hours, or fail
+                write_json(options.json, record, overwrite=True)
     except CulnigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -208,7 +208,7 @@ def _budget(
             "continue with that, or delete it"
         )
     if tokens is None:
-        tokens = min(before) if before else min(world.gather("measured", _fitting_tokens(attributor, samples, share)))
+        tokens = min(before or world.gather("measured", _fitting_tokens(attributor, samples, share)))
     return Budget(tokens, limit if limit is None else min(limit, tokens), halvings)
 
 

@@ -213,8 +213,8 @@ def joined(backend: str | None = None) -> Iterator[World]:
         yield World()
         return
     rank = _variable("RANK")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(torch.device(str(local_device())))
+    if (card := local_device()) is not None:
+        torch.cuda.set_device(torch.device(card))
         backend = backend or "cpu:gloo,cuda:nccl"
     limit = datetime.timedelta(minutes=10)
     try:
@@ -269,11 +269,11 @@ def rank_path(path: str | Path, world: World) -> Path:
         count = other.name.rpartition("of")[2]
         if count.isdigit():
             found[int(count)] = other
-    for size, other in found.items():
-        if size != world.size:
+    for processes, other in found.items():
+        if processes != world.size:
             raise CulnigError(
-                f"{other} is the progress of a run on {size} processes, and this one has {world.size}; "
-                f"start {size} again, or delete it"
+                f"{other} is the progress of a run on {processes} processes, and this one has {world.size}; "
+                f"start {processes} again, or delete it"
             )
     return path if world.alone else path.with_name(f"{path.name}.rank{world.rank}of{world.size}")
 

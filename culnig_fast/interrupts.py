@@ -15,7 +15,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 def held_signals() -> Iterator[list[int]]:
     """Inside the block SIGINT and SIGTERM only fill the list; the caller looks at it where stopping loses nothing.
 
-    A second SIGINT raises KeyboardInterrupt on the spot: somebody does not want to wait for the batch. Outside the
+    A signal that is ignored, as SIGINT is in a shell's background, stays so. A second SIGINT raises KeyboardInterrupt on the spot: somebody does not want to wait for the batch. Outside the
     main thread, where Python delivers no signals, the list stays empty.
     """
     caught: list[int] = []
@@ -28,7 +28,8 @@ def held_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    earlier = {number: signal.signal(number, note) for number in STOPPING}
+    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    earlier = {number: signal.signal(number, note) for number in heeded}
     try:
         yield caught
     finally:
