@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from culnig_fast.batching import Batch, default_batch_tokens, make_batch, plan_b
 from culnig_fast.checkpoint import Checkpoint, Progress
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout
-from culnig_fast.questions import Question, encode_questions
+from culnig_fast.questions import EncodedQuestions, Question, encode_questions
 from culnig_fast.scores import ScoreTable
 from culnig_fast.version import __version__
 
@@ -38,6 +38,7 @@ def attribute(
     reduction: str = "max",
     backend: str = "auto",
     path: str = "auto",
+    recompute: bool = False,
     on_unusable: str = "error",
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -61,6 +62,7 @@ def attribute(
         reduction: over positions, `max` (the method's) or `sum` (first-order effect of zeroing the neuron).
         backend: see `backend.resolve`.
         path: `auto`, `fused` or `taps`; see `Attributor`.
+        recompute: run each layer again in backward to save memory; the totals keep their bits.
         on_unusable: `error` or `skip` for a question whose answer is not one token of the vocabulary; skipped ones
             are counted and named in the metadata.
         checkpoint: a file for progress, written every `checkpoint_seconds` and on an interrupt, and removed at the
@@ -78,7 +80,14 @@ def attribute(
     groups = tuple(dict.fromkeys(question.group for question in kept))
     group_of = np.array([groups.index(question.group) for question in kept], dtype=np.int64)
     attributor = Attributor(
-        model, sites=sites, n_groups=len(groups), reduction=reduction, padding=padding, backend=backend, path=path
+        model,
+        sites=sites,
+        n_groups=len(groups),
+        reduction=reduction,
+        padding=padding,
+        backend=backend,
+        path=path,
+        recompute=recompute,
     )
     device = attributor.architecture.embedding.weight.device
     batch_tokens = default_batch_tokens(device) if batch_tokens is None else batch_tokens
@@ -103,11 +112,51 @@ def attribute(
         saved = Checkpoint(checkpoint, run, checkpoint_seconds)
     samples = _Samples(encoded.token_ids, torch.tensor(encoded.answers), torch.from_numpy(group_of), batches)
     probabilities = _run(attributor, samples, clamp, saved, progress)
+    table = make_table(
+        attributor,
+        encoded,
+        group_of,
+        groups,
+        probabilities,
+        {
+            "device": device.type,
+            "control": control,
+            "clamped": clamp,
+            "batch_tokens": None if batch_size else batch_tokens,
+            "batch_size": batch_size,
+            "recomputed": recompute,
+        },
+    )
+    if saved is not None:
+        saved.remove()
+    return table
+
+
+def make_table(
+    attributor: Attributor,
+    encoded: EncodedQuestions,
+    group_of: np.ndarray,
+    groups: tuple[str, ...],
+    probabilities: np.ndarray,
+    metadata: Mapping[str, Any],
+) -> ScoreTable:
+    """The table of a finished run.
+
+    Args:
+        attributor: holds the totals.
+        encoded: the questions.
+        group_of: int64 [samples] row of each.
+        groups: names of the rows.
+        probabilities: float64 [samples], P of each.
+        metadata: what the table says of its run, beside what the attributor knows.
+
+    Raises:
+        CulnigError: a probability or a total is not finite.
+    """
+    kept, model = encoded.questions, attributor.architecture.model
     _check_probabilities(probabilities, kept)
     totals = attributor.totals.cpu().numpy()
     check_finite(totals, attributor.layout)
-    if saved is not None:
-        saved.remove()
     return ScoreTable(
         totals=totals,
         groups=groups,
@@ -116,21 +165,17 @@ def attribute(
         ids=tuple(question.id for question in kept),
         layout=attributor.layout,
         metadata={
-            "model": str(getattr(attributor.architecture.model.config, "_name_or_path", "")),
-            "model_class": type(attributor.architecture.model).__name__,
+            "model": str(getattr(model.config, "_name_or_path", "")),
+            "model_class": type(model).__name__,
             "dtype": str(attributor.architecture.embedding.weight.dtype).removeprefix("torch."),
-            "attention": str(getattr(attributor.architecture.model.config, "_attn_implementation", "unknown")),
-            "device": device.type,
-            "control": control,
-            "clamped": control and clamp_control,
-            "reduction": reduction,
-            "padding": padding,
+            "attention": str(getattr(model.config, "_attn_implementation", "unknown")),
+            "reduction": attributor.reduction,
+            "padding": attributor.padding,
             "fusion": attributor.fusion.describe(),
-            "batch_tokens": None if batch_size else batch_tokens,
-            "batch_size": batch_size,
             "unusable": list(encoded.unusable),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            **metadata,
         },
     )
 

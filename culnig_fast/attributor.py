@@ -17,6 +17,7 @@ from culnig_fast.fused import Scoring
 from culnig_fast.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.neurons import NeuronSite
+from culnig_fast.recompute import recomputed_layers
 from culnig_fast.tap import attach_taps
 
 
@@ -40,6 +41,8 @@ class Attributor:
         backend: see `backend.resolve`.
         path: `auto` runs each layer fused where its structure allows and on taps elsewhere, `taps` runs none fused,
             `fused` refuses a model of which no layer can be. `fusion` says what each layer does.
+        recompute: keep each layer's input alone and run the layer again in backward: less memory, the same totals,
+            for about a third more time. A neuron is still scored once.
 
     Raises:
         CulnigError: the model's structure cannot be resolved or an option is unknown.
@@ -55,6 +58,7 @@ class Attributor:
         padding: str = "exclude",
         backend: str = "auto",
         path: str = "auto",
+        recompute: bool = False,
     ) -> None:
         for name, value, known in (
             ("reduction", reduction, ("max", "sum")),
@@ -70,7 +74,7 @@ class Attributor:
         self.layout = self.architecture.layout(sites)
         self.n_groups = n_groups
         self.reduction, self.padding = reduction, padding
-        self.path = path
+        self.path, self.recompute = path, recompute
         self.fusion = Fusion()
         self._ops = backends.resolve(backend)
         self._totals: dict[NeuronSite, torch.Tensor] = {}
@@ -97,6 +101,8 @@ class Attributor:
             on_taps = [loc for loc in self.locations if loc.site.layer_idx not in self.fusion.layers]
             for handle in attach_taps(on_taps, self._score):
                 stack.callback(handle.remove)
+            if self.recompute:
+                stack.enter_context(recomputed_layers(self.architecture.layers))
             self._head = head
             self._stack = stack.pop_all()
         return self

@@ -43,6 +43,9 @@ def score(
     reduction: Annotated[str, typer.Option(help="Over positions: max (the method's) or sum.")] = "max",
     clamp_control: Annotated[bool, typer.Option(help="In split 'control', count negative scores as 0.")] = True,
     path: Annotated[str, typer.Option(help="auto fuses layers where it can, fused insists, taps fuses none.")] = "auto",
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Run each layer again in backward: less memory, more time.")
+    ] = False,
     padding: Annotated[str, typer.Option(help="exclude, or zero as the published program.")] = "exclude",
     batch_tokens: BatchTokens = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Fixed batches in file order instead.")] = None,
@@ -91,6 +94,7 @@ def score(
         padding=padding,
         reduction=reduction,
         path=path,
+        recompute=recompute,
         on_unusable="skip" if skip_unusable else "error",
         checkpoint=out.with_name(f"{out.name}.partial"),
         checkpoint_seconds=checkpoint_seconds,
