@@ -25,6 +25,7 @@ _HOMES = {
     "ablate": "baselines.ablation",
     "attribute": "attribution",
     "attribute_as_authors": "interop.as_authors",
+    "attribute_streamed": "streaming.attribution",
     "bake": "masking",
     "count_activations": "baselines.activations",
     "discover": "architecture",

@@ -1,8 +1,8 @@
 """Per-layer recomputation: a layer keeps its input alone, and runs again when its gradient arrives.
 
-One layer's activations exist at a time, for one more forward pass of all layers but the last, which runs backward right
-after it ran forward. The first run records no graph, so no neuron can be scored in it; the second is the only one with a
-backward, so each neuron is scored exactly once, on taps and in fused layers alike.
+One layer's activations exist at a time, for one more forward pass of all layers but the last, which runs backward
+right after it ran forward. The first run records no graph, so no neuron can be scored in it; the second is the only one
+with a backward, so each neuron is scored exactly once, on taps and in fused layers alike.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -25,6 +25,7 @@ from culnig_fast.cli.options import (
     Trust,
     load_model_and_tokenizer,
     load_questions,
+    quiet_libraries,
     report,
 )
 from culnig_fast.errors import CulnigError
@@ -46,6 +47,13 @@ def score(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Run each layer again in backward: less memory, more time.")
     ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Leave the weights on disk, score layer by layer: for models that do not fit."),
+    ] = False,
+    stream_tokens: Annotated[
+        Optional[int], typer.Option(min=1, help="With --stream, padded tokens a block; left out: what memory holds.")
+    ] = None,
     padding: Annotated[str, typer.Option(help="exclude, or zero as the published program.")] = "exclude",
     batch_tokens: BatchTokens = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Fixed batches in file order instead.")] = None,
@@ -68,7 +76,8 @@ def score(
 ) -> None:
     """Score every neuron of a model on a benchmark.
 
-    Progress is kept beside the output every minute and on an interrupt; the same command continues from there.
+    Progress is kept beside the output every minute and on an interrupt; the same command continues from there. With
+    --stream it is kept between blocks.
     """
     refuse_existing(out, overwrite)
     if as_authors:
@@ -78,28 +87,48 @@ def score(
         if asked_for != (True, "exclude", None, None, "max"):
             raise CulnigError("--as-authors decides about padding, batches, clamping and reduction; leave those out")
         padding, batch_size = AS_AUTHORS["padding"], AS_AUTHORS["batch_size"]
-    loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
-    from culnig_fast.attribution import attribute
+    options: dict[str, Any] = {
+        "sites": site,
+        "control": split == "control",
+        "clamp_control": clamp_control,
+        "batch_tokens": batch_tokens,
+        "batch_size": batch_size,
+        "padding": padding,
+        "reduction": reduction,
+        "path": path,
+        "on_unusable": "skip" if skip_unusable else "error",
+        "checkpoint": out.with_name(f"{out.name}.partial"),
+        "checkpoint_seconds": checkpoint_seconds,
+        "progress": not quiet,
+    }
+    if stream:
+        if recompute:
+            raise CulnigError("--stream recomputes every layer by itself; leave out --recompute")
+        quiet_libraries()
+        from culnig_fast.models import load_tokenizer, local_folder
+        from culnig_fast.streaming.attribution import attribute_streamed
 
-    questions = load_questions(task, data, topics, split, tokenizer)
-    table = attribute(
-        loaded,
-        tokenizer,
-        questions,
-        sites=site,
-        control=split == "control",
-        clamp_control=clamp_control,
-        batch_tokens=batch_tokens,
-        batch_size=batch_size,
-        padding=padding,
-        reduction=reduction,
-        path=path,
-        recompute=recompute,
-        on_unusable="skip" if skip_unusable else "error",
-        checkpoint=out.with_name(f"{out.name}.partial"),
-        checkpoint_seconds=checkpoint_seconds,
-        progress=not quiet,
-    )
+        folder = local_folder(model, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        questions = load_questions(task, data, topics, split, tokenizer)
+        table = attribute_streamed(
+            folder,
+            tokenizer,
+            questions,
+            stream_tokens=stream_tokens,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    else:
+        if stream_tokens is not None:
+            raise CulnigError("--stream-tokens is the size of a block of --stream; add --stream or leave it out")
+        loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
+        from culnig_fast.attribution import attribute
+
+        questions = load_questions(task, data, topics, split, tokenizer)
+        table = attribute(loaded, tokenizer, questions, recompute=recompute, **options)
     if as_authors:
         table = count_unique_ids(table, questions, task)
     table.metadata.update({"task": task, "split": split})
