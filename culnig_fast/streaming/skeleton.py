@@ -35,7 +35,7 @@ def build_skeleton(folder: Path, shards: Shards, dtype: str, device: torch.devic
             raise CulnigError(
                 f"{folder} is a quantised checkpoint, which cannot be streamed; load it whole, or stream the original"
             )
-        with _without_weights():
+        with without_weights():
             model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=_dtype(config, shards, dtype), trust_remote_code=trust_remote_code
             )
@@ -69,7 +69,7 @@ def _dtype(config: Any, shards: Shards, dtype: str) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _without_weights() -> Iterator[None]:
+def without_weights() -> Iterator[None]:
     """Every parameter registered inside the block moves to the meta device before anything is written to it.
 
     Buffers stay real, because nothing but the module's own constructor knows what those hold that no checkpoint
