@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLE = """example:
-  python bench/streaming.py                                        1.1 billion float32 parameters on disk, 7 GiB of memory
-  python bench/streaming.py --hidden 256 --layers 6 --tokens 512 --blocks 128 512          seconds
+  python bench/streaming.py                                     4.4 GB of weights on disk, 7 GiB of memory
+  python bench/streaming.py --hidden 256 --layers 6 --tokens 512 --blocks 128 512       about a minute
   python bench/streaming.py --json streaming.json
 
 Exits with 1 when streamed scores differed from those in memory, with 2 on bad input."""

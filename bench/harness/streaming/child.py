@@ -24,11 +24,11 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     """
     import numpy as np
     import torch
-    from harness.streaming.checkpoint import make_questions
 
     from culnig_fast.attribution import attribute
     from culnig_fast.models import load_model, load_tokenizer
     from culnig_fast.streaming.attribution import attribute_streamed
+    from harness.streaming.checkpoint import make_questions
 
     torch.set_num_threads(job["threads"])
     questions = make_questions(job["tokens"], job["length"], job["vocabulary"])

@@ -98,7 +98,8 @@ def _job(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def _child(job: dict[str, Any]) -> dict[str, Any]:
     """What a process of its own measured."""
     variables = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, str(CHILD), json.dumps(job)], capture_output=True, text=True, env=variables)
+    command = [sys.executable, str(CHILD), json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
     if done.returncode:
         raise CulnigError(f"a measurement failed: {done.stderr.strip()[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
