@@ -38,7 +38,7 @@ class Fusion:
     def describe(self) -> dict[str, Any]:
         """JSON-ready: fused layers, whether the last one is cut to its last position, and layers on taps by reason."""
         taps: dict[str, list[int]] = {}
-        for layer, reason in self.reasons.items():
+        for layer, reason in sorted(self.reasons.items()):
             taps.setdefault(reason, []).append(layer)
         return {"fused": list(self.layers), "last_position": self.last_position, "taps": taps}
 

@@ -1,7 +1,7 @@
 """Scores blocks of batches, one layer of the model in memory at a time.
 
-Forward keeps each layer's input; the last layer and the head run forward and backward at once; then every other layer,
-last to first, runs again from its input with a graph, and its neurons are scored as its gradient passes. Batches are
+Forward keeps each layer's input; the head gives the gradient of the last one's output; then every layer, last to first,
+runs again from its input with a graph, and its neurons are scored as its gradient passes. Batches are
 added to a layer's totals in the order given, whatever block they fall into, so the block's size changes no bit.
 """
 
@@ -58,7 +58,7 @@ class StreamedAttributor(Attributor):
         super().__init__(streamed.architecture, **options)
         self.streamed = streamed
         self._parts: dict[int, LayerParts] = {}
-        self._cut: bool | None = None
+        self._tried = False
         self._layer_scoring = Scoring(
             ops=self._ops,
             reduction=self.reduction,
@@ -73,6 +73,13 @@ class StreamedAttributor(Attributor):
         self._head = LastPosition(self.architecture.model, self.architecture.head)
         self._stack.callback(self._head.remove)
         self._stack.callback(self.streamed.weights.close)
+        try:
+            if not self._tried:
+                self.fusion.last_position = self._may_cut()
+                self._tried = True
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -87,7 +94,7 @@ class StreamedAttributor(Attributor):
         clamp_below_zero: bool = False,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """Score batches together, reading each layer's weights twice (the last one's once).
+        """Score batches together, reading each layer's weights twice.
 
         Args:
             batches: right-padded, on the compute device.
@@ -100,71 +107,68 @@ class StreamedAttributor(Attributor):
         """
         if self._head is None:
             raise CulnigError("use the attributor inside its `with` block")
-        weights, last = self.streamed.weights, len(self.streamed.layers) - 1
+        weights, layers = self.streamed.weights, self.streamed.layers
         block = [BlockBatch(batch) for batch in batches]
         states = States(block, self.streamed.device)
         with weights.loaded(self.streamed.embedding):
-            weights.ahead(self.streamed.layers[0])
+            weights.ahead(layers[0])
             for number, one in enumerate(block):
                 hidden, one.calls = self.streamed.surroundings.before(one.batch.input_ids)
                 states.put(0, number, hidden)
-        for index in range(last):
+        for index in range(len(layers)):
             self._forward(index, block, states)
             tick()
-        self._turn(block, states, objective, clamp_below_zero)
-        tick()
-        for index in reversed(range(last)):
+        self._check_path()
+        self._turn(block, objective)
+        for index in reversed(range(len(layers))):
             self._backward(index, block, states, clamp_below_zero)
             tick()
 
     @property
     def passes(self) -> int:
         """Passes through a layer that a block takes."""
-        return 2 * len(self.streamed.layers) - 1
+        return 2 * len(self.streamed.layers)
 
     def _forward(self, index: int, block: Sequence[BlockBatch], states: States) -> None:
+        layers = self.streamed.layers
         with self._resident(index) as run, torch.no_grad():
-            self.streamed.weights.ahead(self.streamed.layers[index + 1])
+            self.streamed.weights.ahead(layers[index + 1] if index + 1 < len(layers) else self.streamed.head)
             for number, one in enumerate(block):
                 self._begin(one.batch)
-                states.put(index + 1, number, run(states.get(index, number), one.calls[index]))
+                out = run(states.get(index, number), one.calls[index])
+                if index + 1 < len(layers):
+                    states.put(index + 1, number, out)
+                else:
+                    one.end = out
 
-    def _turn(
-        self,
-        block: Sequence[BlockBatch],
-        states: States,
-        objective: Callable[[int, torch.Tensor], Objective],
-        clamp_below_zero: bool,
-    ) -> None:
-        """Last layer and head, forward and backward."""
-        last, weights = len(self.streamed.layers) - 1, self.streamed.weights
-        with weights.loaded(self.streamed.head), self._resident(last) as run:
-            self._check_path()
-            if last:
-                weights.ahead(self.streamed.layers[last - 1])
+    def _turn(self, block: Sequence[BlockBatch], objective: Callable[[int, torch.Tensor], Objective]) -> None:
+        """The head: from the last layer's outputs to their gradients."""
+        with self.streamed.weights.loaded(self.streamed.head):
+            self.streamed.weights.ahead(self.streamed.layers[-1])
             for number, one in enumerate(block):
-                self._begin(one.batch)
-                leaf = states.get(last, number).detach().requires_grad_(True)
+                assert one.end is not None
+                leaf = one.end.detach().requires_grad_(True)
                 with torch.enable_grad():
-                    logits = self._logits(run(leaf, one.calls[last]), one.batch)
-                    value, one.weight, one.group = objective(number, logits)
-                self.backward(value, weight=one.weight, group=one.group, clamp_below_zero=clamp_below_zero)
-                if last:
-                    states.put(last, number, _gradient(leaf))
+                    value, one.weight, one.group = objective(number, self._logits(leaf, one.batch))
+                    value.sum().backward()
+                one.end = leaf.grad
 
     def _backward(self, index: int, block: Sequence[BlockBatch], states: States, clamp_below_zero: bool) -> None:
+        last = index == len(self.streamed.layers) - 1
         with self._resident(index) as run:
             if index:
                 self.streamed.weights.ahead(self.streamed.layers[index - 1])
             for number, one in enumerate(block):
                 self._begin(one.batch)
                 leaf = states.get(index, number).detach().requires_grad_(True)
+                gradient = one.end if last else states.get(index + 1, number)
                 with torch.enable_grad():
-                    out = run(leaf, one.calls[index])
-                    value = _Arriving.apply(out, states.get(index + 1, number))
+                    value = _Arriving.apply(run(leaf, one.calls[index]), gradient)
                 self.backward(value, weight=one.weight, group=one.group, clamp_below_zero=clamp_below_zero)
+                if last:
+                    one.end = None
                 if index:
-                    states.put(index, number, _gradient(leaf))
+                    states.put(index, number, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
         states.drop(index + 1)
 
     def _begin(self, batch: Batch) -> None:
@@ -202,7 +206,7 @@ class StreamedAttributor(Attributor):
             return out[0] if isinstance(out, tuple) else out
 
         if stand_in is not None and index == len(self.streamed.layers) - 1:
-            stand_in.last_position = self._may_cut(stand_in, run)
+            stand_in.last_position = self.fusion.last_position
         return run
 
     def _fused_layer(self, index: int, stack: contextlib.ExitStack) -> FusedLayer | None:
@@ -226,23 +230,32 @@ class StreamedAttributor(Attributor):
         self.fusion.layers = tuple(sorted(self._parts))
         return fused
 
-    def _may_cut(self, layer: FusedLayer, run: Run) -> bool:
-        """Whether the last layer may leave out all positions but the last; tried once, on two short samples."""
-        if self._cut is None:
-            probe = self.streamed.probes[-1]
-            call = Call(probe.args[1:], probe.kwargs)
+    def _may_cut(self) -> bool:
+        """Whether the last layer may leave out all positions but the last; tried on a short sample.
+
+        Once, before a block's states take their memory: the head and a layer are in memory together.
+        """
+        last, probe = len(self.streamed.layers) - 1, self.streamed.probes[-1]
+        weights = self.streamed.weights
+        with (
+            weights.loaded(self.streamed.head),
+            contextlib.ExitStack() as stack,
+            weights.loaded(self.streamed.layers[last]),
+            torch.no_grad(),
+        ):
+            layer = self._fused_layer(last, stack)
+            if layer is None:
+                return False
             hidden = probe.args[0]
             ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.streamed.device)
+            batch = Batch(ids, torch.tensor([hidden.shape[1] - 1], device=ids.device), torch.zeros(1))
             answers = []
             for cut in (False, True):
                 layer.last_position = cut
-                batch = Batch(ids, torch.tensor([hidden.shape[1] - 1], device=ids.device), torch.zeros(1))
                 self._begin(batch)
-                with torch.no_grad():
-                    answers.append(self._logits(run(hidden, call), batch))
-            self._cut = same_model(answers[1], answers[0], self.architecture.embedding.weight.dtype)
-            self.fusion.last_position = self._cut
-        return self._cut
+                out = layer(*probe.args, **probe.kwargs)
+                answers.append(self._logits(out[0] if isinstance(out, tuple) else out, batch))
+            return same_model(answers[1], answers[0], self.architecture.embedding.weight.dtype)
 
     def _check_path(self) -> None:
         if self.path == "fused" and not self._parts:
@@ -264,7 +277,3 @@ class _Arriving(torch.autograd.Function):
     def backward(ctx: Any, one: torch.Tensor) -> tuple[torch.Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient, None
-
-
-def _gradient(leaf: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -26,11 +26,13 @@ class BlockBatch:
     Attributes:
         batch: its samples, on the compute device.
         calls: what each layer is called with beside the hidden state.
+        end: what the last layer put out, [S, T, H] or [S, 1, H] of the last positions; then the gradient of it.
         weight, group: of each sample, once the objective is known.
     """
 
     batch: Batch
     calls: list[Call] = field(default_factory=list)
+    end: torch.Tensor | None = None
     weight: torch.Tensor | None = None
     group: torch.Tensor | None = None
 

@@ -63,11 +63,11 @@ class Shards:
                 f"{self.folder / INDEX} names {lacking[0]}, which no shard holds; fetch the checkpoint anew"
             )
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor in the dtype in which it is stored, in memory of its own.
+    def read_into(self, name: str, tensor: torch.Tensor) -> None:
+        """Fill a contiguous CPU tensor of the stored shape; another dtype is converted to.
 
         Raises:
-            CulnigError: it is of a dtype that is no plain float, or its file cannot be read.
+            CulnigError: what is stored is no plain float, or its file cannot be read.
         """
         entry = self.entries[name]
         if entry.dtype not in _DTYPES:
@@ -75,10 +75,13 @@ class Shards:
                 f"{name} in {entry.path} is stored as {entry.dtype}; quantised checkpoints cannot be streamed, "
                 "load the model whole or use an unquantised checkpoint"
             )
-        tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+        stored = (
+            tensor if tensor.dtype == _DTYPES[entry.dtype] else torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+        )
         if entry.nbytes:
-            _read_into(entry, tensor.view(-1).view(torch.uint8).numpy().data)
-        return tensor
+            _read_into(entry, stored.view(-1).view(torch.uint8).numpy().data)
+        if stored is not tensor:
+            tensor.copy_(stored)
 
     def warm(self, names: list[str]) -> None:
         """Bring tensors from disk into the page cache, through a small buffer."""

@@ -23,6 +23,9 @@ class Slot:
     tensor: str
 
 
+_ALIGNMENT = 64
+"""Bytes; of each tensor's place in its part's memory."""
+
 Part = tuple[Slot, ...]
 """Parameters that come and go together."""
 
@@ -73,20 +76,15 @@ class Weights:
         Raises:
             CulnigError: a tensor cannot be read.
         """
-        values: dict[str, torch.Tensor] = {}
-        for part in parts:
-            if self._ahead is not None and self._ahead[0] is part:
-                values |= self._arrived(self._ahead[1])
-                self._ahead = None
         empty: list[tuple[Slot, nn.Parameter]] = []
+        values: dict[str, torch.Tensor] = {}
         try:
             for part in parts:
+                # A tensor that two parts share (a tied embedding) is read once.
+                if any(slot.tensor not in values for slot in part):
+                    values |= self._arrived(part)
                 for slot in part:
-                    meta = slot.module._parameters[slot.name]
-                    assert meta is not None
-                    if slot.tensor not in values:
-                        values[slot.tensor] = self._value(slot, meta.dtype).to(self.device)
-                    empty.append((slot, meta))
+                    empty.append((slot, _parameter(slot)))
                     slot.module._parameters[slot.name] = nn.Parameter(values[slot.tensor], requires_grad=False)
             values.clear()
             yield
@@ -104,34 +102,58 @@ class Weights:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = self._ahead = None
 
-    def _value(self, slot: Slot, dtype: torch.dtype) -> torch.Tensor:
-        return self.shards.read(slot.tensor).to(dtype)
-
-    def _warmed(self, part: Part) -> dict[str, torch.Tensor]:
+    def _warmed(self, part: Part) -> None:
         # What cannot be read is said by the read that follows.
         with contextlib.suppress(OSError):
             self.shards.warm([slot.tensor for slot in part])
-        return {}
 
     def _staged(self, part: Part) -> tuple[dict[str, torch.Tensor], torch.cuda.Event]:
-        values = {}
         with torch.cuda.stream(self._stream):
-            for slot in part:
-                meta = slot.module._parameters[slot.name]
-                assert meta is not None
-                pinned = self._value(slot, meta.dtype).pin_memory()
-                values[slot.tensor] = pinned.to(self.device, non_blocking=True)
+            values = self._read(part)
             done = torch.cuda.Event()
             done.record(self._stream)
         return values, done
 
-    def _arrived(self, future: Future[Any]) -> dict[str, torch.Tensor]:
-        if self._stream is None:
-            future.result()
-            return {}
-        values, done = future.result()
+    def _arrived(self, part: Part) -> dict[str, torch.Tensor]:
+        """A part's values, from what was read ahead if that is it."""
+        ahead = None
+        if self._ahead is not None and self._ahead[0] is part:
+            ahead, self._ahead = self._ahead[1].result(), None
+        if ahead is None:
+            return self._read(part)
+        values, done = ahead
         current = torch.cuda.current_stream(self.device)
         current.wait_event(done)
         for value in values.values():
             value.record_stream(current)
         return dict(values)
+
+    def _read(self, part: Part) -> dict[str, torch.Tensor]:
+        """Tensor name → value. Matrices lie one behind the other in one piece of memory, in the order of the slots.
+
+        So projections that read one tensor can be joined without a copy, a GPU gets the part in one transfer, and the
+        allocator is given large pieces alone, which it returns to the system.
+        """
+        values: dict[str, torch.Tensor] = {}
+        ordered = sorted(part, key=lambda slot: _parameter(slot).dim() < 2)
+        for dtype in dict.fromkeys(_parameter(slot).dtype for slot in ordered):
+            step = _ALIGNMENT // dtype.itemsize
+            places: list[tuple[str, int, torch.Size]] = []
+            end = 0
+            for slot in ordered:
+                meta = _parameter(slot)
+                if meta.dtype == dtype and slot.tensor not in [place[0] for place in places]:
+                    places.append((slot.tensor, end, meta.shape))
+                    end += -(-meta.numel() // step) * step
+            host = torch.empty(end, dtype=dtype, pin_memory=self.device.type == "cuda")
+            for name, start, shape in places:
+                self.shards.read_into(name, host[start : start + shape.numel()].view(shape))
+            there = host.to(self.device, non_blocking=True)
+            values |= {name: there[start : start + shape.numel()].view(shape) for name, start, shape in places}
+        return values
+
+
+def _parameter(slot: Slot) -> nn.Parameter:
+    parameter = slot.module._parameters[slot.name]
+    assert parameter is not None
+    return parameter

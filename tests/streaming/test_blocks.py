@@ -83,7 +83,7 @@ def test_continued_bits_equal_undisturbed(
 
     def backward(self: Any, *args: Any) -> None:
         calls[0] += 1
-        if calls[0] == 8:  # three a block
+        if calls[0] == 10:  # four a block
             raise error
         original(self, *args)
 
