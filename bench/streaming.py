@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLE = """example:
-  python bench/streaming.py                                     4.4 GB of weights on disk, 7 GiB of memory
+  python bench/streaming.py                                     4.9 GB of weights on disk, 8 GiB of memory
   python bench/streaming.py --hidden 256 --layers 6 --tokens 512 --blocks 128 512       about a minute
   python bench/streaming.py --json streaming.json
 
@@ -23,10 +23,10 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--hidden", type=int, default=2048, help="hidden size, a multiple of 64 (default: 2048)")
     result.add_argument("--layers", type=int, default=16, help="decoder layers (default: 16)")
-    result.add_argument("--vocabulary", type=int, default=32_000, help="words (default: 32000)")
+    result.add_argument("--vocabulary", type=int, default=64_000, help="words (default: 64000)")
     result.add_argument("--tokens", type=int, default=8192, help="tokens scored in all (default: 8192)")
     result.add_argument("--length", type=int, default=128, help="tokens of a sample (default: 128)")
-    result.add_argument("--batch-tokens", type=int, default=1024, help="tokens a batch (default: 1024)")
+    result.add_argument("--batch-tokens", type=int, default=512, help="tokens a batch (default: 512)")
     result.add_argument(
         "--blocks", nargs="+", type=int, default=[1024, 4096, 8192], metavar="N", help="tokens a streamed block"
     )

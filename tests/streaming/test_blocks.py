@@ -40,6 +40,13 @@ def test_blocks_are_the_batches_in_their_order(lengths: list[int], batch_tokens:
         assert sum(block) + following[0] > tokens, "a block ends early"
 
 
+def test_a_block_is_full_to_the_token() -> None:
+    lengths = [5, 4, 3, 2, 1]
+    batches = plan_batches(lengths, 5)  # 5; 4; 3; 2 and 1, padded to 4
+    found = {size: [len(block) for block in plan_blocks(batches, lengths, size)] for size in (8, 9, 16)}
+    assert found[9] == [2, 2] and found[8] == [1, 2, 1] and found[16] == [4]
+
+
 def test_states_keep_what_they_are_given() -> None:
     ids = [list(range(8, 8 + n)) for n in (3, 2, 4, 1)]
     device = torch.device("cpu")
