@@ -26,6 +26,7 @@ _HOMES = {
     "ablate": "baselines.ablation",
     "attribute": "attribution",
     "attribute_as_authors": "interop.as_authors",
+    "attribute_streamed": "streaming.attribution",
     "bake": "masking",
     "compare_modules": "finetuning.comparison",
     "count_activations": "baselines.activations",

@@ -127,7 +127,7 @@ def discover(model: Any) -> Architecture:
     kinds: dict[Any, _Roles] = {}
     with recorded_layers(model, list(layers), int(embedding.weight.shape[0])) as probes:
         for layer_idx, (layer, probe) in enumerate(zip(layers, probes, strict=True)):
-            kind = _kind(layer)
+            kind = layer_kind(layer)
             if kind not in kinds:
                 kinds[kind] = _roles(probe, config, layer_idx)
             for site in kinds[kind]:
@@ -183,7 +183,7 @@ class _Role:
 _Roles = list[_Role]
 
 
-def _kind(layer: nn.Module) -> tuple[Any, ...]:
+def layer_kind(layer: nn.Module) -> tuple[Any, ...]:
     """Layers alike in this have the same structure, so one of them is proof for all."""
     linears = tuple((path, type(module), linear_shape(module)) for path, module in _linears(layer))
     return type(layer), linears, tuple(type(module) for module in layer.modules())

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
@@ -18,16 +17,14 @@ from culnig_fast.diagnosis import NonFinite, check_finite, describe_non_finite
 from culnig_fast.distributed import World, rank_path
 from culnig_fast.errors import CulnigError
 from culnig_fast.fingerprint import fingerprint
+from culnig_fast.finished import finished_table
 from culnig_fast.loop import Loop, Samples
 from culnig_fast.questions import Question, encode_questions
-from culnig_fast.resampling import per_row, table_rows
+from culnig_fast.resampling import table_rows
 from culnig_fast.scores import ScoreTable
 from culnig_fast.version import __version__
 
 __all__ = ["attribute", "check_finite"]
-
-UNDERFLOW = 1e-150
-"""A sample with a smaller P is lost: its scores are multiplied by P², which float64 rounds to 0 or nearly so."""
 
 
 def attribute(
@@ -45,6 +42,7 @@ def attribute(
     reduction: str = "max",
     backend: str = "auto",
     path: str = "auto",
+    recompute: bool = False,
     resamples: int = 0,
     seed: int = 0,
     on_unusable: str = "error",
@@ -75,6 +73,7 @@ def attribute(
         reduction: over positions, `max` (the method's) or `sum` (first-order effect of zeroing the neuron).
         backend: see `backend.resolve`.
         path: `auto`, `fused` or `taps`; see `Attributor`.
+        recompute: run each layer again in backward to save memory; the totals keep their bits.
         resamples: when not 0, the table's rows are not groups but that many bootstrap resamples of the questions
             ("0", "1", …), drawn within each group (`resampling.bootstrap_counts`), all scored in one pass.
         seed: of the resamples; data set and control set of the same questions are drawn alike.
@@ -105,6 +104,7 @@ def attribute(
         "padding": padding,
         "backend": backend,
         "path": path,
+        "recompute": recompute,
     }
     attributor = Attributor(model, n_groups=len(groups), **options)
     clamp = control and clamp_control
@@ -154,27 +154,21 @@ def attribute(
         ) from None
     probabilities = _merged_probabilities(mine, order, len(kept), world)
     totals = world.sum(attributor.totals).cpu().numpy()
-    check_finite(totals, attributor.layout)
-    return ScoreTable(
-        totals=totals,
-        groups=groups,
-        counts=per_row(membership, np.ones(len(kept)), len(groups)),
-        probability=per_row(membership, probabilities, len(groups)),
-        ids=samples.ids,
-        layout=attributor.layout,
-        metadata={
-            **_provenance(attributor),
+    return finished_table(
+        attributor,
+        encoded,
+        (groups, membership),
+        probabilities,
+        totals,
+        {
             "control": control,
             "clamped": clamp,
-            "reduction": reduction,
-            "padding": padding,
             "batch_tokens": budget.tokens,
             "batch_size": batch_size,
             "halvings": sum(world.gather("halvings", budget.halvings)),
             "processes": world.size,
-            "unusable": list(encoded.unusable),
+            "recomputed": recompute,
             **({"resamples": resamples, "seed": seed} if resamples else {}),
-            "underflow": [samples.ids[i] for i in np.flatnonzero(probabilities < UNDERFLOW)],
         },
         checkpoint=None if saved is None else saved.path,
     )
@@ -251,18 +245,3 @@ def _merged_probabilities(mine: np.ndarray, order: np.ndarray, count: int, world
     probabilities[order] = mine
     device = "cuda" if torch.cuda.is_available() and not world.alone else "cpu"
     return np.asarray(world.sum(torch.from_numpy(probabilities).to(device)).cpu().numpy())
-
-
-def _provenance(attributor: Attributor) -> dict[str, Any]:
-    """Model, device, paths and versions, JSON-ready."""
-    model, weight = attributor.architecture.model, attributor.architecture.embedding.weight
-    return {
-        "model": str(getattr(model.config, "_name_or_path", "")),
-        "model_class": type(model).__name__,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "attention": str(getattr(model.config, "_attn_implementation", "unknown")),
-        "device": weight.device.type,
-        "fusion": attributor.fusion.describe(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }

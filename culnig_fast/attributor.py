@@ -18,6 +18,7 @@ from culnig_fast.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.neurons import NeuronSet, NeuronSite
 from culnig_fast.quantised import check_gradients, device_of
+from culnig_fast.recompute import recomputed_layers
 from culnig_fast.tap import attach_taps
 
 
@@ -42,6 +43,8 @@ class Attributor:
         path: `auto` runs each layer fused where its structure allows and on taps elsewhere, `taps` runs none fused,
             `fused` refuses a model of which no layer can be. `fusion` says what each layer does.
         watch: neurons of which each sample's own score is kept, in `watched`.
+        recompute: keep each layer's input alone and run the layer again in backward: less memory, the same totals,
+            for about a third more time. A neuron is still scored once.
 
     Raises:
         CulnigError: the model's structure cannot be resolved, an option is unknown, or a watched neuron is not scored;
@@ -59,6 +62,7 @@ class Attributor:
         backend: str = "auto",
         path: str = "auto",
         watch: NeuronSet | None = None,
+        recompute: bool = False,
     ) -> None:
         for name, value, known in (
             ("reduction", reduction, ("max", "sum")),
@@ -74,7 +78,7 @@ class Attributor:
         self.layout = self.architecture.layout(sites)
         self.n_groups = n_groups
         self.reduction, self.padding = reduction, padding
-        self.path = path
+        self.path, self.recompute = path, recompute
         self.fusion = Fusion()
         self.watched: torch.Tensor | None = None
         self._watch = _places(self.locations, watch or NeuronSet.empty())
@@ -105,6 +109,8 @@ class Attributor:
             on_taps = [loc for loc in self.locations if loc.site.layer_idx not in self.fusion.layers]
             for handle in attach_taps(on_taps, self._score):
                 stack.callback(handle.remove)
+            if self.recompute:
+                stack.enter_context(recomputed_layers(self.architecture.layers))
             self._head = head
             self._stack = stack.pop_all()
         return self

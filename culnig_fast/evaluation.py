@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,8 +212,14 @@ def evaluate(
     )
 
 
-def compare(result: Evaluation, other: Evaluation) -> dict[str, float]:
-    """Paired bootstrap of two evaluations of the same questions, in percentage points of accuracy.
+def compare(
+    result: Evaluation, other: Evaluation, points: Callable[[Evaluation], np.ndarray] | None = None
+) -> dict[str, float]:
+    """Paired bootstrap of two evaluations of the same questions.
+
+    Args:
+        result, other: of the same questions, in any order.
+        points: a benchmark's own points, 0…100 a question (`Task.scores`); None compares accuracy in percent.
 
     Returns:
         `difference` (result − other), its 95 % interval `low`, `high`, and the one-sided `p_value` of result < other.
@@ -227,11 +233,11 @@ def compare(result: Evaluation, other: Evaluation) -> dict[str, float]:
             f"{len(set(result.ids) & set(other.ids))} in common); evaluate both on the same task and split"
         )
     place = {name: row for row, name in enumerate(other.ids)}
-    theirs = other.correct[[place[name] for name in result.ids]]
-    test = paired_bootstrap(result.correct, theirs)
+    mine, theirs = (100.0 * one.correct if points is None else points(one) for one in (result, other))
+    test = paired_bootstrap(mine, theirs[[place[name] for name in result.ids]])
     return {
-        "difference": 100 * test.difference,
-        "low": 100 * test.low,
-        "high": 100 * test.high,
+        "difference": test.difference,
+        "low": test.low,
+        "high": test.high,
         "p_value": test.p_less,
     }

@@ -38,7 +38,7 @@ class Fusion:
     def describe(self) -> dict[str, Any]:
         """JSON-ready: fused layers, whether the last one is cut to its last position, and layers on taps by reason."""
         taps: dict[str, list[int]] = {}
-        for layer, reason in self.reasons.items():
+        for layer, reason in sorted(self.reasons.items()):
             taps.setdefault(reason, []).append(layer)
         return {"fused": list(self.layers), "last_position": self.last_position, "taps": taps}
 
@@ -63,19 +63,19 @@ def fused_layers(architecture: Architecture, scoring: Scoring, logits: Callable[
             for index, probe in enumerate(probes):
                 sites = [location for location in architecture.locations if location.site.layer_idx == index]
                 try:
-                    fused[index] = _fuse(probe, sites, scoring, shared, index == 0, stack)
+                    fused[index] = fuse_layer(probe, sites, scoring, shared, index == 0, stack)
                 except NotFusable as error:
                     fusion.reasons[index] = str(error)
         expected = logits()
         for index, layer in fused.items():
-            stack.enter_context(_replaced_forward(architecture.layers[index], layer))
+            stack.enter_context(replaced_forward(architecture.layers[index], layer))
         last = fused.get(len(architecture.layers) - 1)
         if last is not None:
             last.last_position = True
-        if last is not None and not _same_model(logits(), expected, dtype):
+        if last is not None and not same_model(logits(), expected, dtype):
             last.last_position = False
         fusion.last_position = last is not None and last.last_position
-        if fused and not (fusion.last_position or _same_model(logits(), expected, dtype)):
+        if fused and not (fusion.last_position or same_model(logits(), expected, dtype)):
             stack.close()
             fusion.reasons |= dict.fromkeys(fused, "its model answers otherwise when fused")
             fused = {}
@@ -84,7 +84,7 @@ def fused_layers(architecture: Architecture, scoring: Scoring, logits: Callable[
             yield fusion
 
 
-def _fuse(
+def fuse_layer(
     probe: LayerProbe,
     sites: list[SiteLocation],
     scoring: Scoring,
@@ -98,7 +98,7 @@ def _fuse(
         raise NotFusable("its weights share memory with others")
     expected = probe.run()
     with contextlib.ExitStack() as own:
-        layer = _join(parts, scoring, first, own)
+        layer = join_layer(parts, scoring, first, own)
         got = layer(*probe.args, **probe.kwargs)
         if parts.returns_tuple:
             got, expected = got[0], expected[0]
@@ -108,13 +108,15 @@ def _fuse(
     return layer
 
 
-def _join(parts: LayerParts, scoring: Scoring, first: bool, stack: contextlib.ExitStack) -> FusedLayer:
+def join_layer(parts: LayerParts, scoring: Scoring, first: bool, stack: contextlib.ExitStack) -> FusedLayer:
+    """A layer's stand-in from parts that were proved before."""
     qkv, gate_up = (stack.enter_context(joined(projections)) for projections in (parts.qkv, parts.gate_up))
     return FusedLayer(parts, qkv, gate_up, scoring, first=first)
 
 
 @contextlib.contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block the module's forward is another."""
     module.forward = forward
     try:
         yield
@@ -126,8 +128,11 @@ def _same_layer(got: torch.Tensor, expected: torch.Tensor) -> bool:
     return _distance(got, expected) <= 1e-5 + 8 * torch.finfo(expected.dtype).eps
 
 
-def _same_model(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Wider than for one layer: in bf16 two right paths through sixty layers end a tenth apart, a wrong one a whole."""
+def same_model(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether two runs of one model agree.
+
+    Wider than for one layer: in bf16 two right paths through sixty layers end a tenth apart, a wrong one a whole.
+    """
     return _distance(got, expected) <= 1e-4 + 24 * torch.finfo(dtype).eps
 
 

@@ -22,18 +22,22 @@ class Joined:
 def joined(projections: Sequence[nn.Linear]) -> Iterator[Joined]:
     """Inside the block the projections' weights are row ranges of one tensor, to the same bits; apart again after.
 
-    A single projection stays as it is. Memory beyond the weights is one projection set at a time, while they are joined
-    and while they are taken apart.
+    A single projection stays as it is, and so do those whose rows lie one behind the other in memory already. Else
+    memory beyond the weights is one projection set at a time, while they are joined and while they are taken apart.
     """
     if len(projections) == 1:
         yield Joined(projections[0].weight.detach(), _detached(projections[0].bias))
         return
-    weight = torch.cat([projection.weight.detach() for projection in projections])
+    adjacent = _adjacent([projection.weight.detach() for projection in projections])
+    weight = torch.cat([projection.weight.detach() for projection in projections]) if adjacent is None else adjacent
     biases = [_detached(projection.bias) for projection in projections]
     bias = None
     if any(b is not None for b in biases):
         zeros = (weight.new_zeros(projection.out_features) for projection in projections)
         bias = torch.cat([z if b is None else b for z, b in zip(zeros, biases, strict=True)])
+    if adjacent is not None:
+        yield Joined(weight, bias)
+        return
     start = 0
     for projection in projections:
         projection.weight.data = weight[start : start + projection.out_features]
@@ -58,6 +62,19 @@ def overlapping(parameters: Iterable[nn.Parameter]) -> set[int]:
         if stop > end:
             end, owner = stop, parameter
     return found
+
+
+def _adjacent(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The weights as one tensor, when each begins where the one before ends in the same memory; else None."""
+    first, end = weights[0], weights[0].data_ptr()
+    storage = first.untyped_storage().data_ptr()
+    for weight in weights:
+        same = weight.untyped_storage().data_ptr() == storage and weight.dtype == first.dtype
+        if weight.is_meta or not weight.is_contiguous() or not same or weight.data_ptr() != end:
+            return None
+        end += weight.nbytes
+    rows = sum(weight.shape[0] for weight in weights)
+    return first.as_strided((rows, first.shape[1]), first.stride(), first.storage_offset())
 
 
 def _detached(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -14,6 +14,7 @@ from culnig_fast.cli.options import (
     Data,
     Device,
     Dtype,
+    Files,
     Json,
     Model,
     Overwrite,
@@ -24,9 +25,10 @@ from culnig_fast.cli.options import (
     Topics,
     Trust,
     load_model_and_tokenizer,
-    load_questions,
+    open_task,
     report,
 )
+from culnig_fast.errors import CulnigError
 from culnig_fast.files import refuse_existing
 
 
@@ -38,6 +40,7 @@ def evaluate(
     task: Task = "blend",
     data: Data = None,
     topics: Topics = None,
+    file: Files = None,
     split: Split = "test",
     neurons: Annotated[Optional[Path], typer.Option(help="Neuron set to intervene on.")] = None,
     action: Annotated[Action, typer.Option(help="What to do to the neurons.")] = Action.suppress,
@@ -52,16 +55,24 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure accuracy, with or without neurons, and compare with an earlier run."""
+    """Measure accuracy, with or without neurons, and compare with an earlier run.
+
+    A benchmark with points of its own (worldvaluesbench) is measured by these.
+    """
     if out is not None:
         refuse_existing(out, overwrite)
+    opened = open_task(task, data, topics, file)
+    if opened.generates:
+        raise CulnigError(f"{task} is answered in free text; use culnig-fast answer")
     loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
+    import numpy as np
+
     from culnig_fast import masking
     from culnig_fast.evaluation import Evaluation, compare
     from culnig_fast.evaluation import evaluate as run_evaluation
     from culnig_fast.neurons import NeuronSet
 
-    questions = load_questions(task, data, topics, split, tokenizer)
+    questions = opened.questions(split, tokenizer)
     chosen = NeuronSet.load(neurons) if neurons is not None else NeuronSet.empty()
     earlier = Evaluation.load(against) if against is not None else None
     intervene = masking.suppress if action is Action.suppress else masking.enhance
@@ -76,17 +87,19 @@ def evaluate(
         )
     if out is not None:
         result.save(out, overwrite)
+    points, groups = opened.scores(result), np.array(result.groups, dtype=object)
     summary: dict[str, Any] = {
         "accuracy": 100 * result.accuracy,
+        "points": float(points.mean()),
         "questions": len(result.ids),
         "neurons": len(chosen),
-        "groups": {name: 100 * value for name, value in result.by_group().items()},
+        "groups": {name: float(points[groups == name].mean()) for name in dict.fromkeys(result.groups)},
         "left_out": list(result.unusable),
     }
     lines = [f"{name:20s} {value:6.2f}" for name, value in summary["groups"].items()]
-    lines.append(f"{'all':20s} {summary['accuracy']:6.2f}  ({summary['questions']:,} questions)")
+    lines.append(f"{'all':20s} {summary['points']:6.2f}  ({summary['questions']:,} questions)")
     if earlier is not None:
-        test = compare(result, earlier)
+        test = compare(result, earlier, opened.scores)
         summary["against"] = test
         lines.append(
             f"against {against}: {test['difference']:+.2f} points "

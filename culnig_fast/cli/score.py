@@ -13,6 +13,7 @@ from culnig_fast.cli.options import (
     Data,
     Device,
     Dtype,
+    Files,
     Json,
     Model,
     Overwrite,
@@ -25,6 +26,7 @@ from culnig_fast.cli.options import (
     Trust,
     load_model_and_tokenizer,
     load_questions,
+    quiet_libraries,
     report,
 )
 from culnig_fast.errors import CulnigError
@@ -38,11 +40,22 @@ def score(
     task: Task = "blend",
     data: Data = None,
     topics: Topics = None,
+    file: Files = None,
     split: Split = "neur",
     site: Sites = None,
     reduction: Annotated[str, typer.Option(help="Over positions: max (the method's) or sum.")] = "max",
     clamp_control: Annotated[bool, typer.Option(help="In split 'control', count negative scores as 0.")] = True,
     path: Annotated[str, typer.Option(help="auto fuses layers where it can, fused insists, taps fuses none.")] = "auto",
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Run each layer again in backward: less memory, more time.")
+    ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Leave the weights on disk, score layer by layer: for models that do not fit."),
+    ] = False,
+    stream_tokens: Annotated[
+        Optional[int], typer.Option(min=1, help="With --stream, padded tokens a block; left out: what memory holds.")
+    ] = None,
     padding: Annotated[str, typer.Option(help="exclude, or zero as the published program.")] = "exclude",
     batch_tokens: BatchTokens = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Fixed batches in file order instead.")] = None,
@@ -66,7 +79,8 @@ def score(
     """Score every neuron of a model on a benchmark.
 
     Progress is kept beside the output every minute, on SIGINT and on SIGTERM; the same command continues from there.
-    Under torchrun (torchrun --nproc-per-node 2 -m culnig_fast.cli score …) the samples are divided among the processes.
+    With --stream it is kept between blocks. Under torchrun (torchrun --nproc-per-node 2 -m culnig_fast.cli score …) the
+    samples are divided among the processes.
     """
     refuse_existing(out, overwrite)
     check_writable(out)
@@ -77,30 +91,53 @@ def score(
         if asked_for != (True, "exclude", None, None, "max"):
             raise CulnigError("--as-authors decides about padding, batches, clamping and reduction; leave those out")
         padding, batch_size = AS_AUTHORS["padding"], AS_AUTHORS["batch_size"]
-    from culnig_fast.attribution import attribute
+    if stream and recompute:
+        raise CulnigError("--stream recomputes every layer by itself; leave out --recompute")
+    if stream_tokens is not None and not stream:
+        raise CulnigError("--stream-tokens is the size of a block of --stream; add --stream or leave it out")
+    options: dict[str, Any] = {
+        "sites": site,
+        "control": split == "control",
+        "clamp_control": clamp_control,
+        "batch_tokens": batch_tokens,
+        "batch_size": batch_size,
+        "padding": padding,
+        "reduction": reduction,
+        "path": path,
+        "on_unusable": "skip" if skip_unusable else "error",
+        "checkpoint": out.with_name(f"{out.name}.partial"),
+        "checkpoint_seconds": checkpoint_seconds,
+        "progress": not quiet,
+    }
     from culnig_fast.distributed import joined, local_device
 
     with joined() as world:
-        loaded, tokenizer = load_model_and_tokenizer(model, dtype, device or local_device(), trust_remote_code)
-        questions = load_questions(task, data, topics, split, tokenizer)
-        table = attribute(
-            loaded,
-            tokenizer,
-            questions,
-            sites=site,
-            control=split == "control",
-            clamp_control=clamp_control,
-            batch_tokens=batch_tokens,
-            batch_size=batch_size,
-            padding=padding,
-            reduction=reduction,
-            path=path,
-            on_unusable="skip" if skip_unusable else "error",
-            checkpoint=out.with_name(f"{out.name}.partial"),
-            checkpoint_seconds=checkpoint_seconds,
-            world=world,
-            progress=not quiet,
-        )
+        if stream:
+            if not world.alone:
+                raise CulnigError("--stream runs in one process; start it without torchrun")
+            quiet_libraries()
+            from culnig_fast.models import load_tokenizer, local_folder
+            from culnig_fast.streaming.attribution import attribute_streamed
+
+            folder = local_folder(model, trust_remote_code=trust_remote_code)
+            tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+            questions = load_questions(task, data, topics, split, tokenizer, file)
+            table = attribute_streamed(
+                folder,
+                tokenizer,
+                questions,
+                stream_tokens=stream_tokens,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
+        else:
+            from culnig_fast.attribution import attribute
+
+            loaded, tokenizer = load_model_and_tokenizer(model, dtype, device or local_device(), trust_remote_code)
+            questions = load_questions(task, data, topics, split, tokenizer, file)
+            table = attribute(loaded, tokenizer, questions, recompute=recompute, world=world, **options)
         if as_authors:
             table = count_unique_ids(table, questions, task)
         table.metadata.update({"task": task, "split": split})

@@ -1,0 +1,183 @@
+"""attribute_streamed(): a checkpoint folder and questions in, ScoreTable out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
+from culnig_fast.checkpoint import Checkpoint, Progress
+from culnig_fast.errors import CulnigError
+from culnig_fast.finished import finished_table
+from culnig_fast.models import DTYPES, load_tokenizer, local_folder
+from culnig_fast.questions import EncodedQuestions, Question, encode_questions
+from culnig_fast.resampling import table_rows
+from culnig_fast.scores import ScoreTable
+from culnig_fast.streaming.attributor import Objective, StreamedAttributor
+from culnig_fast.streaming.block import default_stream_tokens, plan_blocks
+from culnig_fast.streaming.model import open_streamed
+from culnig_fast.version import __version__
+
+
+def attribute_streamed(
+    name: str | Path,
+    tokenizer: Any,
+    questions: Iterable[Question],
+    *,
+    stream_tokens: int | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    sites: Iterable[str] | None = None,
+    control: bool = False,
+    clamp_control: bool = True,
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    padding: str = "exclude",
+    reduction: str = "max",
+    backend: str = "auto",
+    path: str = "auto",
+    resamples: int = 0,
+    seed: int = 0,
+    on_unusable: str = "error",
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress: bool = True,
+) -> ScoreTable:
+    """As `attribute`, for a model that does not fit: its weights stay on disk and pass through memory layer by layer.
+
+    A block of batches goes through each layer before the next one is read, so the cost of reading is shared by the
+    block's tokens. Resident are one layer (two on a GPU), the totals, and the block's hidden states at every layer, in
+    host memory. The totals do not depend on the block's size, to the last bit.
+
+    Args:
+        name: a checkpoint folder with safetensors, a hub id, or `demo`.
+        tokenizer: the model's tokenizer; None loads it.
+        questions: what to score.
+        stream_tokens: padded tokens a block, at least one batch; None means what half of the free memory holds.
+        dtype: `auto` computes in the checkpoint's.
+        device: where to compute; None means the first GPU, or the CPU where there is none.
+        trust_remote_code: run code that comes with the checkpoint.
+        checkpoint: as for `attribute`; progress is written between blocks, so an interrupt loses the block that runs.
+
+    The other options are those of `attribute`.
+
+    Raises:
+        CulnigError: as `attribute`; also when the checkpoint cannot be read or its tensors cannot be told apart, it is
+            quantised, or the model's layers do not follow one another.
+    """
+    if dtype not in DTYPES and dtype != "float64":
+        raise CulnigError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+    folder = local_folder(str(name), trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code) if tokenizer is None else tokenizer
+    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    groups, membership = table_rows([question.group for question in encoded.questions], resamples, seed)
+    streamed = open_streamed(folder, dtype=dtype, device=_device(device), trust_remote_code=trust_remote_code)
+    attributor = StreamedAttributor(
+        streamed, sites=sites, n_groups=len(groups), reduction=reduction, padding=padding, backend=backend, path=path
+    )
+    batch_tokens = default_batch_tokens(streamed.device) if batch_tokens is None else batch_tokens
+    lengths = [len(tokens) for tokens in encoded.token_ids]
+    batches = plan_batches(lengths, batch_tokens, batch_size)
+    if stream_tokens is None:
+        weight = streamed.architecture.embedding.weight
+        width = streamed.probes[0].args[0].shape[-1]
+        stream_tokens = default_stream_tokens(len(streamed.layers), width, weight.element_size(), streamed.device)
+    clamp = control and clamp_control
+    saved = None
+    if checkpoint is not None:
+        run = {
+            "model": [streamed.fingerprint, str(streamed.architecture.embedding.weight.dtype)],
+            "layout": attributor.layout.to_dict(),
+            "questions": [encoded.token_ids, encoded.answers, membership.tolist(), groups],
+            "options": {
+                "clamp": clamp,
+                "padding": padding,
+                "reduction": reduction,
+                "path": path,
+                "batches": [len(batch) for batch in batches],
+            },
+            "version": __version__,
+        }
+        saved = Checkpoint(checkpoint, run, checkpoint_seconds)
+    probabilities = _run(attributor, encoded, membership, batches, stream_tokens, clamp, saved, progress)
+    metadata = {
+        "device": streamed.device.type,
+        "control": control,
+        "clamped": clamp,
+        "batch_tokens": None if batch_size else batch_tokens,
+        "batch_size": batch_size,
+        "halvings": 0,
+        "processes": 1,
+        "recomputed": True,
+        "streamed": True,
+        **({"resamples": resamples, "seed": seed} if resamples else {}),
+    }
+    return finished_table(
+        attributor,
+        encoded,
+        (groups, membership),
+        probabilities,
+        attributor.totals.cpu().numpy(),
+        metadata,
+        checkpoint=None if saved is None else saved.path,
+    )
+
+
+def _run(
+    attributor: StreamedAttributor,
+    encoded: EncodedQuestions,
+    membership: np.ndarray,
+    batches: list[np.ndarray],
+    stream_tokens: int,
+    clamp: bool,
+    checkpoint: Checkpoint | None,
+    progress: bool,
+) -> np.ndarray:
+    """Score all blocks that are not done yet; returns P of each sample, float64 [samples]."""
+    device = attributor.streamed.device
+    earlier = checkpoint.load() if checkpoint is not None else None
+    done = 0
+    seen: list[torch.Tensor] = []
+    if earlier is not None:
+        done = int(np.searchsorted(np.cumsum([len(batch) for batch in batches]), len(earlier.probability))) + 1
+        seen = [torch.from_numpy(earlier.probability).to(device)]
+        attributor.restore(torch.from_numpy(earlier.totals))
+    blocks = plan_blocks(batches[done:], [len(tokens) for tokens in encoded.token_ids], stream_tokens)
+    answers, groups = (torch.as_tensor(column).to(device) for column in (encoded.answers, membership))
+    bar = tqdm(total=len(blocks) * attributor.passes, unit="layer", desc="scoring", disable=not progress, smoothing=0.1)
+    with attributor, bar:
+        for number, block in enumerate(blocks, start=1):
+            bar.set_postfix_str(f"block {number} of {len(blocks)}", refresh=False)
+            chosen = [make_batch(encoded.token_ids, index, device) for index in block]
+
+            def log_probability(batch: int, logits: torch.Tensor, chosen: Any = chosen) -> Objective:
+                index = chosen[batch].index
+                log_p = torch.log_softmax(logits, dim=-1).gather(1, answers[index][:, None])[:, 0]
+                p = log_p.detach().double().exp()
+                seen.append(p)
+                return Objective(log_p, p * p, groups[index])
+
+            attributor.run_block(chosen, log_probability, clamp_below_zero=clamp, tick=bar.update)
+            done += len(block)
+            if checkpoint is not None and checkpoint.due():
+                totals, probability = attributor.totals.cpu().numpy(), torch.cat(seen).cpu().numpy()
+                checkpoint.save(Progress(totals, probability, None, None, 0))
+    probabilities = np.empty(len(encoded.token_ids))
+    probabilities[np.concatenate(batches)] = torch.cat(seen).cpu().numpy()
+    return probabilities
+
+
+def _device(name: str | None) -> torch.device:
+    """The device asked for, or the first GPU, or the CPU; CulnigError for one that is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CulnigError(f"cannot use device {name!r} ({str(error).splitlines()[0]}); try cpu") from error
+    return device

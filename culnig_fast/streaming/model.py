@@ -1,0 +1,150 @@
+"""A checkpoint opened for streaming: its skeleton, where its weights are, and which neurons it has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from culnig_fast.architecture import Architecture, discover, find_layers, layer_kind
+from culnig_fast.errors import CulnigError
+from culnig_fast.fusion import replaced_forward
+from culnig_fast.probe import LayerProbe
+from culnig_fast.streaming.calls import Surroundings
+from culnig_fast.streaming.names import match_names
+from culnig_fast.streaming.shards import Shards
+from culnig_fast.streaming.skeleton import build_skeleton
+from culnig_fast.streaming.weights import Part, Weights, part_of
+
+
+@dataclass(frozen=True)
+class StreamedModel:
+    """A model of which one layer is in memory at a time.
+
+    Attributes:
+        architecture: its neurons.
+        surroundings: what it does before its first layer and after its last.
+        probes: a call of each layer on three tokens.
+        weights: loads and unloads.
+        layers: the weights of each decoder layer.
+        embedding, head: the weights of the two; one tensor in many models.
+        fingerprint: tells this checkpoint from another.
+    """
+
+    architecture: Architecture
+    surroundings: Surroundings
+    probes: tuple[LayerProbe, ...]
+    weights: Weights
+    layers: tuple[Part, ...]
+    embedding: Part
+    head: Part
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.weights.device
+
+
+def open_streamed(
+    folder: str | Path, *, dtype: str = "auto", device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> StreamedModel:
+    """Open a checkpoint without loading it.
+
+    Reads one layer of each kind, the embedding and the head, to find the neurons; what is small and belongs to no layer
+    (final norm, position embeddings) stays loaded.
+
+    Args:
+        folder: configuration and safetensors files.
+        dtype: to compute in; `auto` keeps the checkpoint's.
+        device: where to compute.
+        trust_remote_code: run code that comes with the checkpoint.
+
+    Raises:
+        CulnigError: the checkpoint cannot be read or mapped, or its neurons cannot be found.
+    """
+    shards = Shards(folder)
+    weights = Weights(shards, torch.device(device))
+    model = build_skeleton(Path(folder), shards, dtype, weights.device, trust_remote_code)
+    decoder, layers = find_layers(model)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None:
+        raise CulnigError(f"{type(model).__name__} has no output embedding, so no answer has a probability")
+    needed = {id(p): p for module in (decoder, embedding, head) for p in module.parameters()}
+    names = {id(p): name for name, p in model.named_parameters() if id(p) in needed}
+    tensors = match_names(model, {names[key]: tuple(p.shape) for key, p in needed.items()}, shards)
+    of = {key: tensors[name] for key, name in names.items()}
+    parts = [part_of([layer], of) for layer in layers]
+    ends = (part_of([embedding], of), part_of([head], of))
+    coming = {(id(slot.module), slot.name) for part in (*parts, *ends) for slot in part}
+    staying = tuple(slot for slot in part_of([decoder], of) if (id(slot.module), slot.name) not in coming)
+    weights.keep(staying)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(weights.loaded(*ends))
+        scout = stack.enter_context(_scouting(list(layers), weights, parts))
+        architecture = discover(model)
+        surroundings = Surroundings(model, list(layers), embedding, scout.tupled())
+        probes = tuple(LayerProbe(layer, *scout.calls[index]) for index, layer in enumerate(layers))
+    with weights.loaded(ends[0]):
+        surroundings.check_chain(_few_tokens(embedding, weights.device))
+    fingerprint = shards.fingerprint(list(of.values()))
+    return StreamedModel(architecture, surroundings, probes, weights, tuple(parts), *ends, fingerprint)
+
+
+def _few_tokens(embedding: Any, device: torch.device) -> torch.Tensor:
+    return (torch.arange(3, 9, device=device) % int(embedding.weight.shape[0])).view(2, 3)
+
+
+class _Scout:
+    """Runs the first layer of each kind for real, its weights loaded when it is called, and lets the others pass."""
+
+    def __init__(self, layers: list[nn.Module], weights: Weights, parts: list[Part]) -> None:
+        self.layers, self.weights, self.parts = layers, weights, parts
+        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._first: dict[Any, int] = {}
+        self._tupled: dict[Any, bool] = {}
+        self._loaded: int | None = None
+        self._stack = contextlib.ExitStack()
+        self._forwards = [layer.forward for layer in layers]
+
+    def run(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What layer `index` returns, or its input."""
+        self.calls.setdefault(index, (args, kwargs))
+        kind = layer_kind(self.layers[index])
+        if self._first.setdefault(kind, index) != index:
+            return (args[0],) if self._tupled[kind] else args[0]
+        if self._loaded != index:
+            self.unload()
+            self._stack.enter_context(self.weights.loaded(self.parts[index]))
+            self._loaded = index
+        out = self._forwards[index](*args, **kwargs)
+        self._tupled[kind] = isinstance(out, tuple)
+        return out
+
+    def tupled(self) -> list[bool]:
+        """For each layer, whether it returns a tuple."""
+        return [self._tupled[layer_kind(layer)] for layer in self.layers]
+
+    def unload(self) -> None:
+        """Let go of the layer that is loaded."""
+        self._stack.close()
+        self._loaded = None
+
+
+@contextlib.contextmanager
+def _scouting(layers: list[nn.Module], weights: Weights, parts: list[Part]) -> Iterator[_Scout]:
+    scout = _Scout(layers, weights, parts)
+    with contextlib.ExitStack() as stack:
+        stack.callback(scout.unload)
+        for index, layer in enumerate(layers):
+
+            def forward(*args: Any, index: int = index, **kwargs: Any) -> Any:
+                return scout.run(index, args, kwargs)
+
+            stack.enter_context(replaced_forward(layer, forward))
+        yield scout
