@@ -15,8 +15,9 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 def held_signals() -> Iterator[list[int]]:
     """Inside the block SIGINT and SIGTERM only fill the list; the caller looks at it where stopping loses nothing.
 
-    A signal that is ignored, as SIGINT is in a shell's background, stays so. A second SIGINT raises KeyboardInterrupt on the spot: somebody does not want to wait for the batch. Outside the
-    main thread, where Python delivers no signals, the list stays empty.
+    A signal that is ignored, as SIGINT is in a shell's background, stays so. A second SIGINT raises KeyboardInterrupt
+    on the spot: somebody does not want to wait for the batch. Outside the main thread, where Python delivers no
+    signals, the list stays empty.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -46,6 +46,9 @@ def score(
     padding: Annotated[str, typer.Option(help="exclude, or zero as the published program.")] = "exclude",
     batch_tokens: BatchTokens = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Fixed batches in file order instead.")] = None,
+    memory_share: Annotated[
+        float, typer.Option(help="Of a GPU's free memory, what batches may use when --batch-tokens is left out.")
+    ] = 0.8,
     as_authors: Annotated[
         bool,
         typer.Option(
@@ -92,6 +95,7 @@ def score(
             clamp_control=clamp_control,
             batch_tokens=batch_tokens,
             batch_size=batch_size,
+            memory_share=memory_share,
             padding=padding,
             reduction=reduction,
             path=path,
