@@ -108,24 +108,6 @@ def attribute(
     }
     attributor = Attributor(model, n_groups=len(groups), **options)
     clamp = control and clamp_control
-    run = {
-        "layout": attributor.layout.to_dict(),
-        "questions": [encoded.token_ids, encoded.answers, membership.tolist(), groups],
-        "options": {
-            "clamp": clamp,
-            "padding": padding,
-            "reduction": reduction,
-            "path": path,
-            "batch_size": batch_size,
-            "processes": world.size,
-        },
-        "version": __version__,
-    }
-    saved = earlier = None
-    if checkpoint is not None:
-        model_facts = fingerprint(attributor.architecture.model)
-        saved = Checkpoint(rank_path(checkpoint, world), {**run, "model": model_facts}, checkpoint_seconds)
-        earlier = saved.load()
     samples = Samples(
         tuple(question.id for question in kept),
         encoded.token_ids,
@@ -134,6 +116,11 @@ def attribute(
         clamp,
         batch_size,
     )
+    saved = earlier = None
+    if checkpoint is not None:
+        facts = _run_facts(attributor, samples, groups, world)
+        saved = Checkpoint(rank_path(checkpoint, world), facts, checkpoint_seconds)
+        earlier = saved.load()
     try:
         with attributor:
             budget = _budget(attributor, samples, (batch_tokens, memory_share), earlier, world)
@@ -172,6 +159,25 @@ def attribute(
         },
         checkpoint=None if saved is None else saved.path,
     )
+
+
+def _run_facts(attributor: Attributor, samples: Samples, groups: Sequence[str], world: World) -> dict[str, Any]:
+    """What makes two runs the same run, by name."""
+    options = {
+        "clamp": samples.clamp,
+        "padding": attributor.padding,
+        "reduction": attributor.reduction,
+        "path": attributor.path,
+        "batch_size": samples.batch_size,
+        "processes": world.size,
+    }
+    return {
+        "model": fingerprint(attributor.architecture.model),
+        "layout": attributor.layout.to_dict(),
+        "questions": [samples.ids, samples.token_ids, samples.answers.tolist(), samples.groups.tolist(), groups],
+        "options": options,
+        "version": __version__,
+    }
 
 
 def _budget(

@@ -58,7 +58,8 @@ def load_model(
     Args:
         name: a checkpoint folder, a hub id, or `demo` for the embedded model.
         dtype: `auto` keeps what the checkpoint holds.
-        device: where to put it; None means the first GPU, or the CPU where there is none.
+        device: where to put it; None means the first GPU, or the CPU where there is none; `auto` spreads it over all
+            GPUs, and what does not fit over the CPU and the disk (transformers' `device_map`, by accelerate).
         trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
@@ -80,8 +81,9 @@ def load_model(
                 "model as safetensors where it was made (save_pretrained does)"
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    spread = device == "auto"
     try:
-        target = torch.device(device)
+        target = torch.device("cpu" if spread else device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise CulnigError(f"cannot use device {device!r} ({str(error).splitlines()[0]}); try cpu") from error
@@ -92,8 +94,9 @@ def load_model(
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            **({"device_map": "auto"} if spread else {}),
         )
     except Exception as error:  # transformers, safetensors and the hub client raise a dozen unrelated types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CulnigError(f"cannot load {name} ({reason[0][:300]}); is it a whole safetensors checkpoint?") from error
-    return model.to(target).eval(), tokenizer
+    return (model if spread else model.to(target)).eval(), tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import families
 import numpy as np
@@ -53,3 +54,22 @@ def test_a_divided_weight_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) ->
             cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
     finally:
         dist.destroy_process_group()
+
+
+def test_device_auto_loads_by_a_device_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("accelerate", reason="device_map needs accelerate")
+    from culnig_fast.models import load_model
+
+    original, asked = transformers.AutoModelForCausalLM.from_pretrained, []
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs.get("device_map"))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    models = [load_model("demo", device=device)[0] for device in ("auto", "cpu")]
+    assert asked == ["auto", None]
+    tokenizer = load_model("demo", device="cpu")[1]
+    question = cf.Question("q", "x", "A B C", "A")
+    tables = [cf.attribute(model, tokenizer, [question], progress=False, path="taps") for model in models]
+    assert np.abs(tables[0].totals - tables[1].totals).max() <= 1e-5 * np.abs(tables[1].totals).max()

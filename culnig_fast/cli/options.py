@@ -30,7 +30,7 @@ Files = Annotated[
     typer.Option("--file", help="A further file of the benchmark as NAME=PATH, repeatable; 'tasks' lists the names."),
 ]
 Split = Annotated[str, typer.Option(help="all, neur, control or test, as the benchmark has them.")]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1; left out: a GPU where there is one.")]
+Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, or auto: over all GPUs; left out: a GPU.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 BatchTokens = Annotated[Optional[int], typer.Option(min=1, help="Padded tokens a batch.")]
 SkipUnusable = Annotated[bool, typer.Option(help="Leave out questions whose answer is not one token.")]

@@ -59,6 +59,9 @@ def score(
     padding: Annotated[str, typer.Option(help="exclude, or zero as the published program.")] = "exclude",
     batch_tokens: BatchTokens = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Fixed batches in file order instead.")] = None,
+    memory_share: Annotated[
+        float, typer.Option(help="Of a GPU's free memory, what batches may use when --batch-tokens is left out.")
+    ] = 0.8,
     as_authors: Annotated[
         bool,
         typer.Option(
@@ -137,7 +140,9 @@ def score(
 
             loaded, tokenizer = load_model_and_tokenizer(model, dtype, device or local_device(), trust_remote_code)
             questions = load_questions(task, data, topics, split, tokenizer, file)
-            table = attribute(loaded, tokenizer, questions, recompute=recompute, world=world, **options)
+            table = attribute(
+                loaded, tokenizer, questions, recompute=recompute, memory_share=memory_share, world=world, **options
+            )
         if as_authors:
             table = count_unique_ids(table, questions, task)
         table.metadata.update({"task": task, "split": split})
