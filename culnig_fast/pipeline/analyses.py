@@ -33,7 +33,13 @@ def analyses(bench: Workbench) -> dict[str, Analysis]:
     """Name → how its frame is made, of every analysis that the config gives the data for."""
     config = bench.config
     culture = config.culture in bench.evaluated() and bench.by_country(config.culture)
-    made: dict[str, Analysis] = {"parts": _parts, "layers": _layers, "scores": _scores, "score-quantiles": _quantiles}
+    made: dict[str, Analysis] = {
+        "parts": _parts,
+        "layers": _layers,
+        "modules": _modules,
+        "scores": _scores,
+        "score-quantiles": _quantiles,
+    }
     if config.countries:
         made |= {"layers-countries": _layers_countries, "overlap": _overlap}
     if config.countries and culture:
@@ -162,6 +168,12 @@ def _layers(bench: Workbench, out: Path) -> pd.DataFrame:
 
     random = [load_set(out, name) for name in random_conditions(bench.config)]
     return neurons_by_layer({"general": load_set(out, "general")}, load_table(out, "neur").layout, random)
+
+
+def _modules(bench: Workbench, out: Path) -> pd.DataFrame:
+    from culnig_fast.analysis.modules import rank_modules
+
+    return rank_modules(load_set(out, "general"), load_table(out, "neur").layout)
 
 
 def _layers_countries(bench: Workbench, out: Path) -> pd.DataFrame:

@@ -42,7 +42,11 @@ def neuron_data(run: RunFiles) -> dict[str, Any]:
 def set_title(name: str) -> str:
     """A neuron set's name as people read it."""
     country = country_of(name)
-    return _TITLES.get(name, name.replace("_", " ").replace("-", " ")) if country is None else f"specific to {country}"
+    if country is not None:
+        return f"specific to {country}"
+    if name.startswith("kinship-"):
+        return f"{name.removeprefix('kinship-').replace('_', ' ')}, the wider set of kinship"
+    return _TITLES.get(name, name.replace("_", " ").replace("-", " "))
 
 
 def _sets(run: RunFiles, instances: _Instances, notes: list[str]) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from culnig_fast.tables.table import Cell, Table
 
 MANIFEST = "manifest.json"
 FORMAT = "culnig_fast.run/1"
-_OF_COUNTRIES = ("specific-", "kinship-")
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def set_rank(name: str) -> tuple[int, str, int]:
 
 
 def country_of(name: str) -> str | None:
-    """The country whose set this is, or None."""
-    return name.partition("-")[2].replace("_", " ") if name.startswith(_OF_COUNTRIES) else None
+    """The country whose specific set this is, or None; the wider sets that kinship is drawn from are none."""
+    return name.removeprefix("specific-").replace("_", " ") if name.startswith("specific-") else None
 
 
 def read_text(path: Path) -> str:

@@ -30,7 +30,7 @@ def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_analysis_has_its_csv_and_every_figure_is_drawn(looked_at: Path) -> None:
     names = {path.stem for path in (looked_at / "analysis").glob("*.csv")}
-    assert names == {*PLOTS, "score-quantiles", "kin-recovery"}
+    assert names == {*PLOTS, "modules", "score-quantiles", "kin-recovery"}
     assert {path.name for path in (looked_at / "figures").iterdir()} == {
         f"{name}.{ending}" for name in PLOTS for ending in ("svg", "pdf")
     }
