@@ -114,6 +114,8 @@ def test_continued_bits_equal_undisturbed(
     assert 0 < len(scored) < len(QUESTIONS) and len(set(scored)) == len(scored)
     assert np.array_equal(continued.totals, whole.totals)
     assert np.array_equal(continued.probability, whole.probability)
+    assert path.exists()  # until the table is on disk
+    continued.save(tmp_path / "table.safetensors")
     assert not path.exists()
 
 
