@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,31 @@ def test_default_block_is_what_half_of_memory_holds(monkeypatch: pytest.MonkeyPa
     assert default_stream_tokens(8, 100, 2, torch.device("cpu")) == 1
     monkeypatch.setattr(blocks_module, "_free_memory", lambda: 1 << 50)
     assert default_stream_tokens(8, 100, 2, torch.device("cpu")) == blocks_module.MOST_TOKENS_CPU
+
+
+@pytest.mark.parametrize(("blocks_before", "said"), [(0, "no block was finished"), (1, "samples are kept in")])
+def test_sigterm_says_what_is_kept(
+    blocks_before: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    save(model, "llama")
+    original, calls = StreamedAttributor._backward, [0]
+
+    def backward(self: Any, *args: Any) -> None:
+        calls[0] += 1
+        if calls[0] > 4 * blocks_before:  # four a block
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, *args)
+
+    monkeypatch.setattr(StreamedAttributor, "_backward", backward)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(cf.Interrupted, match=said) as stopped:
+        cf.attribute_streamed(
+            model, TOKENIZER, QUESTIONS, checkpoint=tmp_path / "a", **{**OPTIONS, "stream_tokens": 25}
+        )
+    assert stopped.value.number == signal.SIGTERM
+    assert (tmp_path / "a").exists() == bool(blocks_before)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 class _StopError(Exception):
