@@ -2,7 +2,8 @@
 
 No model family is known by name here. `probe` tells what each projection of a layer does; this module holds that
 against the configuration (heads, key-value heads, head size, intermediate size) and insists that every weight matrix
-of the layer is accounted for, so that a mixture of experts or a second MLP is refused and not half scored.
+of the layer is accounted for, so that a second MLP is refused and not half scored. `expert_probe` finds the routed
+experts of a mixture; a shared expert is an MLP within the mixture's block.
 """
 
 from __future__ import annotations
@@ -14,22 +15,31 @@ from typing import Any, Literal
 from torch import nn
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, NeuronSite, check_module_names
-from culnig_fast.probe import Block, LayerProbe, Projection, linear_shape, recorded_layers
+from culnig_fast.expert_probe import Mixture, fused_mixture, listed_mixture
+from culnig_fast.experts import Experts
+from culnig_fast.listed_experts import ListedExperts, tells_tokens_apart
+from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
+from culnig_fast.probe import Block, LayerProbe, Projection, lies_under, linear_shape, recorded_layers
 
-PAPER_SITES = (*ATTENTION_MODULES, "mlp.gate_proj", "mlp.up_proj")
+PAPER_SITES = (*ATTENTION_MODULES, *(name for name in MLP_MODULES if not name.endswith(".act")))
 """What is scored unless asked otherwise: every neuron that the method scores (CULNIG, section 2)."""
 
 
 @dataclass(frozen=True)
 class SiteLocation:
-    """Where one site's neurons live: columns of what a projection puts out or, for `mlp.act`, takes in."""
+    """Where one site's neurons live: columns of what a projection puts out or, for `mlp.act`, takes in.
+
+    Routed experts have these columns each: `module` then holds all experts, and `experts` and `part` say how one
+    projection of theirs is looked at.
+    """
 
     site: NeuronSite
     module: Any
     module_path: str
     columns: slice
     tensor: Literal["output", "input"] = "output"
+    experts: Experts | None = None
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,9 @@ class Architecture:
             found = [location for location in self.locations if location.site.module_name == name]
             first = found[0]
             columns = f"columns {first.columns.start}…{first.columns.stop - 1} of its {first.tensor}"
+            if first.experts is not None:
+                every = f", every {first.columns.step}th" if first.columns.step not in (None, 1) else ""
+                columns = f"{first.part} of {first.site.experts} experts, {columns}{every}"
             sites.append(
                 {
                     "module_name": name,
@@ -127,18 +140,41 @@ def discover(model: Any) -> Architecture:
     kinds: dict[Any, _Roles] = {}
     with recorded_layers(model, list(layers), int(embedding.weight.shape[0])) as probes:
         for layer_idx, (layer, probe) in enumerate(zip(layers, probes, strict=True)):
-            kind = layer_kind(layer)
+            problem = f"layer {layer_idx} ({type(layer).__name__})"
+            mixture = _mixture(probe, paths[id(layer)], problem)
+            kind = (*layer_kind(layer), mixture and mixture.experts.form)
             if kind not in kinds:
-                kinds[kind] = _roles(probe, config, layer_idx)
-            for site in kinds[kind]:
-                module = layer.get_submodule(site.path)
-                width = site.columns.stop - site.columns.start
-                neuron_site = NeuronSite(site.module_name, layer_idx, width)
-                locations.append(SiteLocation(neuron_site, module, paths[id(module)], site.columns, site.tensor))
+                kinds[kind] = _roles(probe, config, problem, mixture)
+            if mixture is not None:
+                _prove_listed(mixture, kinds[kind], problem)
+            locations += [_located(role, layer, layer_idx, mixture, paths) for role in kinds[kind]]
     layout = NeuronLayout(location.site for location in locations)
     rank = {site: i for i, site in enumerate(layout.sites)}
     locations.sort(key=lambda location: rank[location.site])
     return Architecture(model, decoder, tuple(layers), embedding, head, tuple(locations))
+
+
+def refuse_experts(locations: Iterable[SiteLocation], what: str) -> None:
+    """Raise CulnigError when a location is of routed experts, which `what` cannot work on."""
+    names = dict.fromkeys(location.site.module_name for location in locations if location.experts is not None)
+    if names:
+        raise CulnigError(
+            f"{what} cannot work on routed experts ({', '.join(names)}); name the other modules alone as its sites"
+        )
+
+
+def _located(
+    role: _Role, layer: nn.Module, layer_idx: int, mixture: Mixture | None, paths: dict[int, str]
+) -> SiteLocation:
+    width = len(range(role.columns.start, role.columns.stop, role.columns.step or 1))
+    if not role.routed or mixture is None:
+        module = layer.get_submodule(role.path)
+        site = NeuronSite(role.module_name, layer_idx, width)
+        return SiteLocation(site, module, paths[id(module)], role.columns, role.tensor)
+    experts = mixture.experts
+    site = NeuronSite(role.module_name, layer_idx, width * experts.count, experts.count)
+    path = paths[id(mixture.module)]
+    return SiteLocation(site, mixture.module, path, role.columns, role.tensor, experts, role.path)
 
 
 def _refuse_divided(model: Any) -> None:
@@ -172,12 +208,13 @@ def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList]:
 
 @dataclass(frozen=True)
 class _Role:
-    """One site within a layer: the projection's path there and its columns."""
+    """One site within a layer: the projection's path there (of routed experts, their part) and its columns."""
 
     module_name: str
     path: str
     columns: slice
     tensor: Literal["output", "input"] = "output"
+    routed: bool = False
 
 
 _Roles = list[_Role]
@@ -193,10 +230,14 @@ def _linears(layer: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, module) for path, module in layer.named_modules() if linear_shape(module) is not None]
 
 
-def _roles(probe: LayerProbe, config: Any, layer_idx: int) -> _Roles:
+def _mixture(probe: LayerProbe, path: str, problem: str) -> Mixture | None:
+    """The layer's routed experts, if it has any."""
+    return fused_mixture(probe, path, problem) or listed_mixture(probe, path, problem)
+
+
+def _roles(probe: LayerProbe, config: Any, problem: str, mixture: Mixture | None) -> _Roles:
     """Name the parts of one layer, or raise CulnigError saying what is missing."""
-    blocks, loose = probe.blocks()
-    problem = f"layer {layer_idx} ({type(probe.layer).__name__})"
+    blocks, loose = probe.blocks(() if mixture is None else mixture.skipped(probe.layer))
     found = "; ".join([block.describe() for block in blocks] + [f"{p.path} alone" for p in loose]) or "no projection"
     broken = [block for block in blocks if not probe.is_finite(block)]
     if broken:
@@ -206,16 +247,64 @@ def _roles(probe: LayerProbe, config: Any, layer_idx: int) -> _Roles:
         )
     attention = [block for block in blocks if probe.mixes_tokens(block)]
     mlps = [block for block in blocks if block not in attention]
-    if len(attention) != 1 or len(mlps) != 1 or loose:
+    fits = len(mlps) == 1 if mixture is None else len(mlps) <= 1 and all(_is_within(m, mixture) for m in mlps)
+    if len(attention) != 1 or not fits or loose:
         raise CulnigError(
-            f"{problem}: expected one attention block (q, k, v → output) and one MLP (gate, up → down), "
-            f"found {len(attention)} and {len(mlps)}: {found}; {_unaccounted(probe.layer, blocks)}"
+            f"{problem}: expected one attention block (q, k, v → output) and one MLP (gate, up → down)"
+            + ("" if mixture is None else f" or experts ({mixture.path}) with at most one shared MLP beside them")
+            + f", found {len(attention)} and {len(mlps)}: {found}; {_unaccounted(probe.layer, blocks, mixture)}"
         )
-    roles = _attention_roles(probe, attention[0], config, problem) + _mlp_roles(probe, mlps[0], config, problem)
-    leftover = _unaccounted(probe.layer, blocks)
+    roles = _attention_roles(probe, attention[0], config, problem)
+    if mixture is None:
+        roles += _mlp_roles(probe, mlps[0], config, problem)
+    else:
+        shared = [role for mlp in mlps for role in _mlp_roles(probe, mlp, None, problem)]
+        roles += [_renamed(role, "mlp.shared_expert") for role in shared] + _expert_roles(mixture, problem)
+    leftover = _unaccounted(probe.layer, blocks, mixture)
     if leftover != "every weight is accounted for":
         raise CulnigError(f"{problem}: {leftover} (found {found}); such a layer would be scored only in part")
     return roles
+
+
+def _expert_roles(mixture: Mixture, problem: str) -> _Roles:
+    """What the parts of a routed expert do."""
+    if mixture.sample is None:
+        form = mixture.experts.form
+        width = len(range(*form.gate))
+        return [
+            _Role("mlp.experts.gate_proj", form.entry, slice(*form.gate), routed=True),
+            _Role("mlp.experts.up_proj", form.entry, slice(*form.up), routed=True),
+            _Role("mlp.experts.act", form.exit, slice(0, width), "input", routed=True),
+        ]
+    problem = f"{problem}: expert 0 of {mixture.path}"
+    blocks, loose = mixture.sample.blocks()
+    leftover = _unaccounted(mixture.sample.layer, blocks)
+    if len(blocks) != 1 or loose or leftover != "every weight is accounted for":
+        raise CulnigError(f"{problem} is no single MLP (gate, up → down); {leftover}")
+    if not mixture.sample.is_finite(blocks[0]):
+        raise CulnigError(f"{problem}: activations are NaN or infinite; the checkpoint's weights are damaged")
+    return [_renamed(role, "mlp.experts", True) for role in _mlp_roles(mixture.sample, blocks[0], None, problem)]
+
+
+def _renamed(role: _Role, module: str, routed: bool = False) -> _Role:
+    name = role.module_name.rpartition(".")[2]
+    return _Role(f"{module}.{name}", role.path, role.columns, role.tensor, routed)
+
+
+def _is_within(block: Block, mixture: Mixture) -> bool:
+    return all(lies_under(projection.path, mixture.block) for projection in (*block.entries, block.exit))
+
+
+def _prove_listed(mixture: Mixture, roles: _Roles, problem: str) -> None:
+    """Raise CulnigError unless the tokens that an expert of a list sees can be told."""
+    if mixture.sample is None or not isinstance(mixture.experts, ListedExperts):
+        return
+    exits = next(role.path for role in roles if role.routed and role.tensor == "input")
+    if not tells_tokens_apart(mixture.experts, exits, mixture.sample.args[0]):
+        raise CulnigError(
+            f"{problem}: which tokens the experts of {mixture.path} see cannot be told from their rows; "
+            "such a mixture is not supported"
+        )
 
 
 def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> _Roles:
@@ -308,12 +397,14 @@ def _undecided(problem: str, block: Block, what: str) -> str:
     )
 
 
-def _unaccounted(layer: nn.Module, blocks: list[Block]) -> str:
+def _unaccounted(layer: nn.Module, blocks: list[Block], mixture: Mixture | None = None) -> str:
     known = [projection.path for block in blocks for projection in (*block.entries, block.exit)]
     left = [
         f"{path} {list(parameter.shape)}"
         for path, parameter in layer.named_parameters()
-        if parameter.dim() >= 2 and path.rpartition(".")[0] not in known
+        if parameter.dim() >= 2
+        and path.rpartition(".")[0] not in known
+        and not (mixture is not None and mixture.covers(layer, path))
     ]
     if not left:
         return "every weight is accounted for"
