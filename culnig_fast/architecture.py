@@ -93,8 +93,8 @@ class Architecture:
             first = found[0]
             columns = f"columns {first.columns.start}…{first.columns.stop - 1} of its {first.tensor}"
             if first.experts is not None:
-                every = f", every {first.columns.step}th" if first.columns.step not in (None, 1) else ""
-                columns = f"{first.part} of {first.site.experts} experts, {columns}{every}"
+                step = f" in steps of {first.columns.step}" if first.columns.step not in (None, 1) else ""
+                columns = f"{first.part} of {first.site.experts} experts, {columns}{step}"
             sites.append(
                 {
                     "module_name": name,

@@ -131,7 +131,8 @@ def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | Non
 def _equals(experts: FusedExperts, call: Call) -> bool:
     with torch.no_grad():
         try:
-            return same_output(experts.run(*call.args, unchanged), call.output)
+            hidden, index, weights = call.args
+            return same_output(experts.run(hidden, index, weights, unchanged), call.output)
         except (RuntimeError, IndexError, TypeError):  # shapes that do not fit: not this form
             return False
 
@@ -203,11 +204,14 @@ def listed_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | No
 
     Args, raises: as `fused_mixture`. What an expert is made of is for the caller to find, from `sample`.
     """
-    for path, module in probe.layer.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_linears(expert) for expert in module):
-            break
-    else:
+    lists = [
+        (path, module)
+        for path, module in probe.layer.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_linears(expert) for expert in module)
+    ]
+    if not lists:
         return None
+    path, module = lists[0]
     block_path = path.rpartition(".")[0]
     what = f"{problem}: the list {path} of {len(module)} {type(module[0]).__name__}"
     form = _linears(module[0])

@@ -1,4 +1,4 @@
-"""Routed experts that are modules in a list, which each see the tokens routed to them and nothing of where they come from.
+"""Routed experts that are modules in a list: each sees the tokens routed to it, and not where they come from.
 
 A token's row is found again by its bits: what an expert is given are rows of what its block was given. Equal rows are
 equal tokens after equal texts, are routed alike, and come in order; discovery proves it on a batch of repeated tokens.
