@@ -223,7 +223,8 @@ _Roles = list[_Role]
 def layer_kind(layer: nn.Module) -> tuple[Any, ...]:
     """Layers alike in this have the same structure, so one of them is proof for all."""
     linears = tuple((path, type(module), linear_shape(module)) for path, module in _linears(layer))
-    return type(layer), linears, tuple(type(module) for module in layer.modules())
+    matrices = tuple((path, tuple(p.shape)) for path, p in layer.named_parameters() if p.dim() >= 2)
+    return type(layer), linears, matrices, tuple(type(module) for module in layer.modules())
 
 
 def _linears(layer: nn.Module) -> list[tuple[str, nn.Module]]:

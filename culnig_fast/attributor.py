@@ -203,7 +203,7 @@ class Attributor:
             self.watched = torch.full((*batch, self._n_watched), torch.nan, dtype=objective.dtype, device=device)
         try:
             objective.sum().backward()
-            for location, scores in self._scoring["partial"].items():
+            for location, scores in self._scoring["partial"].values():
                 self._add(location, scores, False)
         finally:
             self._scoring = self._lengths = None
@@ -316,9 +316,10 @@ class Attributor:
             raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
         site, columns = location.site, scores.shape[1]
         kept = self._scoring["partial"]
-        if location not in kept:
-            kept[location] = torch.zeros(len(scores), site.width, dtype=scores.dtype, device=scores.device)
-        kept[location][:, expert * columns : (expert + 1) * columns] = scores.to(kept[location].device)
+        if site not in kept:
+            whole = torch.zeros(len(scores), site.width, dtype=scores.dtype, device=scores.device)
+            kept[site] = location, whole
+        kept[site][1][:, expert * columns : (expert + 1) * columns] = scores.to(kept[site][1].device)
 
     def _add(self, location: SiteLocation, scores: torch.Tensor, last: bool) -> None:
         """Add the running batch's scores [batch, K] to a site's totals.

@@ -94,7 +94,7 @@ def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | Non
     holders = [
         (path, module)
         for path, module in probe.layer.named_modules()
-        if any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
+        if sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False)) > 1
     ]
     if not holders:
         return None
@@ -173,16 +173,22 @@ def gate_and_up(
         return None
     for parts in (((0, width, 1), (width, 2 * width, 1)), ((0, 2 * width, 2), (1, 2 * width, 2))):
         first, second = (slice(*part) for part in parts)
-        touched = base.clone()
-        marked = torch.arange(width, device=device) % 4 < 2
-        for part in (first, second):
-            touched[:, part] += marked.float()
-        if not torch.equal((apply(touched) != plain)[0], marked):
+        if not all(_reaches_its_own(apply, base, part, plain) for part in (first, second)):
             continue
         affine = [_is_affine(apply, base, part) for part in (first, second)]
         if sum(affine) == 1:
             return parts if affine[1] else parts[::-1]
     return None
+
+
+def _reaches_its_own(
+    apply: Callable[[torch.Tensor], torch.Tensor], base: torch.Tensor, part: slice, plain: torch.Tensor
+) -> bool:
+    """Whether some of the part's columns change just the same columns of the result."""
+    marked = torch.arange(plain.shape[1], device=base.device) % 4 < 2
+    touched = base.clone()
+    touched[:, part] += marked.float()
+    return torch.equal((apply(touched) != plain)[0], marked)
 
 
 def _is_affine(apply: Callable[[torch.Tensor], torch.Tensor], base: torch.Tensor, part: slice) -> bool:
