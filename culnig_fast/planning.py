@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from culnig_fast.architecture import PAPER_SITES, find_layers, kv_heads
+from culnig_fast.architecture import PAPER_SITES, find_layers
 from culnig_fast.errors import CulnigError
 from culnig_fast.fake_model import fake_model, read_config, taps_per_token
 from culnig_fast.neurons import check_module_names
 from culnig_fast.probe import linear_shape
+from culnig_fast.roles import kv_heads
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FREE = 0.9
