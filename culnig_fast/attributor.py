@@ -13,12 +13,14 @@ from torch import nn
 from culnig_fast import backend as backends
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
+from culnig_fast.experts import Routing
 from culnig_fast.fused import Scoring
 from culnig_fast.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.neurons import NeuronSet, NeuronSite
 from culnig_fast.quantised import check_gradients, device_of
 from culnig_fast.recompute import recomputed_layers
+from culnig_fast.routed import routed_scores
 from culnig_fast.tap import attach_taps
 
 
@@ -195,11 +197,14 @@ class Attributor:
             "clamp_below_zero": clamp_below_zero,
             "added": set() if added is None else added,
             "rows": torch.arange(batch[0]) if rows is None else rows,
+            "partial": {},
         }
         if self._watch and rows is None:
             self.watched = torch.full((*batch, self._n_watched), torch.nan, dtype=objective.dtype, device=device)
         try:
             objective.sum().backward()
+            for location, scores in self._scoring["partial"].values():
+                self._add(location, scores, False)
         finally:
             self._scoring = self._lengths = None
 
@@ -278,14 +283,43 @@ class Attributor:
             raise CulnigError("the model ran outside Attributor.forward; call that one instead")
         return self._lengths
 
-    def _score(self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor) -> None:
-        """Score what a tap saw."""
+    def _score(
+        self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None
+    ) -> None:
+        """Score what a tap saw; `routing` comes with rows of routed experts."""
         if self._scoring is None or self._lengths is None:
             raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
         lengths = self._lengths.to(act.device)
+        if routing is not None:
+            scores = routed_scores(
+                self._ops.actgrad_reduce,
+                act,
+                grad,
+                lengths,
+                self._positions,
+                self.reduction,
+                routing,
+                location.site.experts,
+            )
+            if routing.only is None:
+                self._add(location, scores, False)
+            else:
+                self._put(location, scores, routing.only)
+            return
         if act.dim() == 2:  # OPT runs its MLP on [batch·T, hidden]
             act, grad = act.unflatten(0, (len(lengths), -1)), grad.unflatten(0, (len(lengths), -1))
         self._add(location, self._ops.actgrad_reduce(act, grad, lengths, self.reduction), False)
+
+    def _put(self, location: SiteLocation, scores: torch.Tensor, expert: int) -> None:
+        """Keep one expert's scores [batch, K] until all that a token reached have theirs, at the end of the pass."""
+        if self._scoring is None:
+            raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
+        site, columns = location.site, scores.shape[1]
+        kept = self._scoring["partial"]
+        if site not in kept:
+            whole = torch.zeros(len(scores), site.width, dtype=scores.dtype, device=scores.device)
+            kept[site] = location, whole
+        kept[site][1][:, expert * columns : (expert + 1) * columns] = scores.to(kept[site][1].device)
 
     def _add(self, location: SiteLocation, scores: torch.Tensor, last: bool) -> None:
         """Add the running batch's scores [batch, K] to a site's totals.

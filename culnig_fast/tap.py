@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from culnig_fast.architecture import SiteLocation
+from culnig_fast.experts import Change, Routing
 
-Score = Callable[[SiteLocation, torch.Tensor, torch.Tensor], None]
-"""Receives a site, its activation [S, T, K] and the gradient [S, T, K] that has just arrived there."""
+Score = Callable[..., None]
+"""Receives a site, its activation [S, T, K] and the gradient [S, T, K] that has just arrived there; of routed experts
+activation and gradient [rows, K] and, as a fourth argument, the `Routing` of the rows."""
 
 
 class _Tap(torch.autograd.Function):
@@ -45,9 +47,9 @@ def attach_taps(locations: Sequence[SiteLocation], score: Score) -> list[Any]:
     """
     outputs: dict[nn.Module, list[SiteLocation]] = {}
     inputs: dict[nn.Module, list[SiteLocation]] = {}
-    for location in locations:
+    handles = _attach_expert_taps([location for location in locations if location.experts is not None], score)
+    for location in [location for location in locations if location.experts is None]:
         (outputs if location.tensor == "output" else inputs).setdefault(location.module, []).append(location)
-    handles = []
     for module, sites in outputs.items():
         handles.append(
             module.register_forward_hook(lambda m, args, output, sites=sites: _Tap.apply(output, sites, score))
@@ -58,4 +60,25 @@ def attach_taps(locations: Sequence[SiteLocation], score: Score) -> list[Any]:
                 lambda m, args, sites=sites: (_Tap.apply(args[0], sites, score), *args[1:])
             )
         )
+    return handles
+
+
+def _attach_expert_taps(locations: Sequence[SiteLocation], score: Score) -> list[Any]:
+    """The same on routed experts, one tap for the sites of one tensor."""
+    places: dict[tuple[nn.Module, str, Literal["output", "input"]], list[SiteLocation]] = {}
+    for location in locations:
+        places.setdefault((location.module, location.part, location.tensor), []).append(location)
+
+    def tapped(sites: list[SiteLocation]) -> Change:
+        def change(values: torch.Tensor, routing: Routing) -> torch.Tensor:
+            out: torch.Tensor = _Tap.apply(values, sites, lambda site, act, grad: score(site, act, grad, routing))
+            return out
+
+        return change
+
+    handles = []
+    for (_, part, tensor), sites in places.items():
+        experts = sites[0].experts
+        if experts is not None:
+            handles.append(experts.attach(part, tensor, tapped(sites)))
     return handles

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from culnig_fast.architecture import Architecture, discover, find_layers, layer_kind
+from culnig_fast.architecture import Architecture, discover, find_layers, layer_kind, refuse_experts
 from culnig_fast.errors import CulnigError
 from culnig_fast.fusion import replaced_forward
 from culnig_fast.probe import LayerProbe
@@ -88,6 +88,7 @@ def open_streamed(
         stack.enter_context(weights.loaded(*ends))
         scout = stack.enter_context(_scouting(list(layers), weights, parts))
         architecture = discover(model)
+        refuse_experts(architecture.locations, "streaming a model's weights")
         surroundings = Surroundings(model, list(layers), embedding, scout.tupled())
         probes = tuple(LayerProbe(layer, *scout.calls[index]) for index, layer in enumerate(layers))
     with weights.loaded(ends[0]):

@@ -8,6 +8,7 @@ scored. Measured for activation × gradient on 2 cores, one thread, 16 × 128 to
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,31 +29,38 @@ _BLOCK = 2**18
 def actgrad_reduce(
     act: torch.Tensor,
     grad: torch.Tensor,
-    lengths: torch.Tensor,
+    lengths: torch.Tensor | None = None,
     reduction: str = "max",
     padding: str = "exclude",
+    *,
+    cu_seqlens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`reference.actgrad_reduce` for right-padded CPU tensors; the maximum is the same to the last bit.
+    """`reference.actgrad_reduce` for CPU tensors; the maximum is the same to the last bit.
 
-    Args, returns and errors as there, without packed samples.
+    Args, returns and errors as there.
     """
-    check_actgrad(act, grad, lengths, reduction, padding)
+    segments = check_actgrad(act, grad, lengths, reduction, padding, cu_seqlens)
     work = work_dtype(act, grad)
-    samples, positions, columns = act.shape
-    out = torch.empty(samples, columns, dtype=work)
+    positions, columns = act.shape[-2:]
+    rows: list[Any] = [(sample, slice(0, length)) for sample, length in enumerate(segments.bounds.tolist())]
+    if segments.packed:
+        rows = [slice(*ends) for ends in itertools.pairwise(segments.bounds.tolist())]
+    out = torch.empty(len(rows), columns, dtype=work)
     buffer = torch.empty(max(_BLOCK, positions), dtype=work)
     reduce = torch.amax if reduction == "max" else torch.sum
-    for sample, length in enumerate(lengths.tolist()):
+    for sample, where in enumerate(rows):
+        act_rows, grad_rows = act[where], grad[where]
+        length = len(act_rows)
         step = max(1, len(buffer) // length)
         for first in range(0, columns, step):
             block = slice(first, min(columns, first + step))
             product = buffer[: length * (block.stop - first)].view(length, block.stop - first)
             # Widened first: a product of two bf16 tensors would be rounded to bf16.
-            product.copy_(act[sample, :length, block])
-            product.mul_(grad[sample, :length, block])
+            product.copy_(act_rows[:, block])
+            product.mul_(grad_rows[:, block])
             reduce(product, 0, out=out[sample, block])
-    if padding == "zero" and reduction == "max":
-        padded = lengths < positions
+    if padding == "zero" and reduction == "max" and not segments.packed:
+        padded = segments.bounds < positions
         out[padded] = out[padded].clamp_(min=0.0)  # keeps NaN
     return out
 

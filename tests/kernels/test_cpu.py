@@ -39,6 +39,30 @@ def test_the_sum_is_as_exact_as_plain_torch(dtype: torch.dtype) -> None:
     assert_as_exact_as_torch("sum", cpu.actgrad_reduce(act, grad, LENGTHS, "sum"), exact, plain)
 
 
+ENDS = torch.tensor([0, 1, 64, 84])
+
+
+@pytest.mark.parametrize("block", [1, 700, 2**18])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_the_maximum_of_packed_samples(dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    act, grad = draw_slice((84, 70), dtype, CPU), draw_slice((84, 70), dtype, CPU, 1)
+    act[70, 3] = torch.nan
+    for padding in ("exclude", "zero"):
+        expected = reference.actgrad_reduce(act, grad, None, "max", padding, cu_seqlens=ENDS)
+        got = cpu.actgrad_reduce(act, grad, None, "max", padding, cu_seqlens=ENDS)
+        assert got.isnan().nonzero().tolist() == [[2, 3]]
+        assert torch.equal(got.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_the_sum_of_packed_samples(dtype: torch.dtype) -> None:
+    act, grad = draw_slice((84, 70), dtype, CPU), draw_slice((84, 70), dtype, CPU, 1)
+    plain = reference.actgrad_reduce(act, grad, None, "sum", cu_seqlens=ENDS)
+    exact = torch.stack([part.sum(0) for part in (act.double() * grad.double()).split([1, 63, 20])])
+    assert_as_exact_as_torch("sum", cpu.actgrad_reduce(act, grad, None, "sum", cu_seqlens=ENDS), exact, plain)
+
+
 def test_padding_is_never_read_and_nan_is_never_dropped() -> None:
     act, grad = torch.ones(2, 3, 4), torch.full((2, 3, 4), -1.0)
     act[1, 2] = torch.nan
