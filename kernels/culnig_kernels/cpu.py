@@ -31,17 +31,22 @@ def actgrad_reduce(
     lengths: torch.Tensor,
     reduction: str = "max",
     padding: str = "exclude",
+    *,
+    keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`reference.actgrad_reduce` for right-padded CPU tensors; the maximum is the same to the last bit.
+    """`reference.actgrad_reduce` for right-padded CPU tensors; a maximum is the same to the last bit.
 
     Args, returns and errors as there, without packed samples.
     """
-    check_actgrad(act, grad, lengths, reduction, padding)
+    segments = check_actgrad(act, grad, lengths, reduction, padding, keep=keep)
     work = work_dtype(act, grad)
+    if reduction == "last" or keep is not None:
+        # One position a sample, or those that a mask leaves: the plain way makes no more than these.
+        return _of_kept(act, grad, segments.bounds, reduction, keep)
     samples, positions, columns = act.shape
     out = torch.empty(samples, columns, dtype=work)
     buffer = torch.empty(max(_BLOCK, positions), dtype=work)
-    reduce = torch.amax if reduction == "max" else torch.sum
+    reduce = torch.amax if reduction in ("max", "absmax") else torch.sum
     for sample, length in enumerate(lengths.tolist()):
         step = max(1, len(buffer) // length)
         for first in range(0, columns, step):
@@ -50,7 +55,11 @@ def actgrad_reduce(
             # Widened first: a product of two bf16 tensors would be rounded to bf16.
             product.copy_(act[sample, :length, block])
             product.mul_(grad[sample, :length, block])
+            if reduction == "absmax":
+                product.abs_()
             reduce(product, 0, out=out[sample, block])
+        if reduction == "mean":
+            out[sample] /= length
     if padding == "zero" and reduction == "max":
         padded = lengths < positions
         out[padded] = out[padded].clamp_(min=0.0)  # keeps NaN
@@ -188,6 +197,19 @@ def rotary_backward(
         )
         found.append(scores)
     return out, torch.cat(found) if score else None  # type: ignore[arg-type]
+
+
+def _of_kept(
+    act: torch.Tensor, grad: torch.Tensor, lengths: torch.Tensor, reduction: str, keep: torch.Tensor | None
+) -> torch.Tensor:
+    """`actgrad_reduce` of the positions that count, gathered first."""
+    found = []
+    for sample, length in enumerate(lengths.tolist()):
+        rows = torch.arange(length) if keep is None else keep[sample, :length].nonzero()[:, 0]
+        rows = rows[-1:] if reduction == "last" else rows
+        one = (tensor[sample].index_select(0, rows)[None] for tensor in (act, grad))
+        found.append(actgrad_reduce(*one, torch.tensor([len(rows)]), "sum" if reduction == "last" else reduction))
+    return torch.cat(found) if found else act.new_empty((0, act.shape[-1]), dtype=work_dtype(act, grad))
 
 
 def _chunks(n: int, width: int) -> Iterator[slice]:
