@@ -207,8 +207,9 @@ def _of_kept(
     for sample, length in enumerate(lengths.tolist()):
         rows = torch.arange(length) if keep is None else keep[sample, :length].nonzero()[:, 0]
         rows = rows[-1:] if reduction == "last" else rows
-        one = (tensor[sample].index_select(0, rows)[None] for tensor in (act, grad))
-        found.append(actgrad_reduce(*one, torch.tensor([len(rows)]), "sum" if reduction == "last" else reduction))
+        one, its_grad = (tensor[sample].index_select(0, rows)[None] for tensor in (act, grad))
+        rule = "sum" if reduction == "last" else reduction
+        found.append(actgrad_reduce(one, its_grad, torch.tensor([len(rows)]), rule))
     return torch.cat(found) if found else act.new_empty((0, act.shape[-1]), dtype=work_dtype(act, grad))
 
 
