@@ -19,6 +19,7 @@ _HOMES = {
     "Evaluation": "evaluation",
     "InstanceTable": "instances",
     "Interrupted": "errors",
+    "LayerActGrad": "interop.captum",
     "ModuleAttributor": "module_attributor",
     "ModuleLayout": "module_sites",
     "ModuleSite": "module_sites",

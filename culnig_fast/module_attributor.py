@@ -14,10 +14,11 @@ from torch import nn
 from culnig_fast import backend as backends
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import evaluation_mode, frozen_parameters
+from culnig_fast.module_scores import BatchPositions, checked_batch, reduced
 from culnig_fast.module_sites import ModuleLayout, ModuleSite, SiteLike, resolve_sites
-from culnig_fast.positions import check_reduction, counted
+from culnig_fast.positions import check_reduction
 from culnig_fast.sample_weights import SampleWeights
-from culnig_fast.tap import attach_taps
+from culnig_fast.tap import attach_taps, was_overwritten
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +33,6 @@ class _Place:
     @property
     def tensor(self) -> str:
         return self.site.side
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What is known of the batch whose gradient is running."""
-
-    samples: int
-    lengths: torch.Tensor | None
-    keep: torch.Tensor | None
 
 
 class ModuleAttributor:
@@ -64,7 +56,7 @@ class ModuleAttributor:
         backend: see `backend.resolve`.
         watch: (path, column) or (path, column, side) of neurons of which each sample's own score is kept, in `scores`.
         copied: hand copies of the tapped tensors on, for models that overwrite them (`inplace=True`); None looks
-            for modules that say so.
+            for modules that say so, and misses functions that do.
 
     Raises:
         CulnigError: a path that the model does not have, or an unknown option.
@@ -92,7 +84,7 @@ class ModuleAttributor:
         self._ops = backends.resolve(backend)
         self._anchor = torch.zeros((), requires_grad=True)
         self._stack: contextlib.ExitStack | None = None
-        self._batch: _Batch | None = None
+        self._batch: BatchPositions | None = None
         self._found: dict[int, tuple[torch.Tensor, int]] = {}
         self._layout: ModuleLayout | None = None
         self._totals: list[torch.Tensor] = []
@@ -115,6 +107,10 @@ class ModuleAttributor:
         assert self._stack is not None
         stack, self._stack = self._stack, None
         stack.close()
+        if was_overwritten(error):
+            raise CulnigError(
+                "the model writes over a tapped tensor in place; give the attributor copied=True"
+            ) from error
 
     def backward(
         self,
@@ -158,7 +154,7 @@ class ModuleAttributor:
             )
         options = {"weight": weight, "group": group, "clamp_below_zero": clamp_below_zero}
         weights = SampleWeights.checked(objective, objective.shape, self.n_groups, **options)  # type: ignore[arg-type]
-        self._batch, self._found = _batch(len(objective), lengths, positions), {}
+        self._batch, self._found = checked_batch(len(objective), lengths, positions), {}
         try:
             torch.autograd.grad(objective.sum(), self._anchor, allow_unused=True, retain_graph=retain_graph)
             found = self._complete()
@@ -220,61 +216,3 @@ class ModuleAttributor:
 def overwrites(model: nn.Module) -> bool:
     """Whether a module of the model says that it writes its result over its input."""
     return any(getattr(module, "inplace", False) for module in model.modules())
-
-
-def reduced(
-    site: ModuleSite,
-    act: torch.Tensor,
-    grad: torch.Tensor,
-    batch: _Batch,
-    ops: backends.Operations,
-    reduction: str,
-) -> torch.Tensor:
-    """A site's scores, float32 [batch, columns], of what passed there.
-
-    Raises:
-        CulnigError: the tensor does not hold the batch's samples, or its positions are not those of lengths or mask.
-    """
-    act, grad = (_rows(site, tensor, batch)[..., site.columns] for tensor in (act, grad))
-    samples, rows = act.shape[:2]
-    lengths = torch.full((samples,), rows)
-    keep = None
-    if rows > 1 and (batch.lengths is not None or batch.keep is not None):
-        if batch.keep is not None and batch.keep.shape[1] != rows:
-            raise CulnigError(
-                f"{site} has {rows} positions a sample, and the mask {batch.keep.shape[1]}; they must agree"
-            )
-        lengths = lengths if batch.lengths is None else batch.lengths
-        if lengths.device.type == "cpu" and int(lengths.max()) > rows:
-            raise CulnigError(f"{site} has {rows} positions a sample, fewer than the length {int(lengths.max())}")
-        keep = None if batch.keep is None else batch.keep.to(act.device)
-    return ops.actgrad_reduce(act, grad, lengths.to(act.device), reduction, keep=keep)
-
-
-def _rows(site: ModuleSite, tensor: torch.Tensor, batch: _Batch) -> torch.Tensor:
-    """[batch, positions, K] of [batch, ..., K] or [batch·positions, K]."""
-    if tensor.dim() < 2:
-        raise CulnigError(f"{site} is {list(tensor.shape)}; neurons need [batch, ..., K]")
-    tensor = tensor.movedim(site.dim, -1)
-    if tensor.shape[0] != batch.samples:
-        if tensor.dim() != 2 or tensor.shape[0] % batch.samples:
-            raise CulnigError(
-                f"{site} is {list(tensor.shape)} with the neurons last, which does not start with the batch's "
-                f"{batch.samples} samples; tap another module, or give `dim`"
-            )
-        return tensor.unflatten(0, (batch.samples, -1))
-    return tensor.unsqueeze(1) if tensor.dim() == 2 else tensor.flatten(1, -2)
-
-
-def _batch(samples: int, lengths: torch.Tensor | None, positions: torch.Tensor | None) -> _Batch:
-    """Checked lengths and mask of a batch."""
-    if lengths is not None:
-        if lengths.shape != (samples,) or lengths.dtype not in (torch.int32, torch.int64):
-            raise CulnigError(f"lengths must be int64 [{samples}], not {lengths.dtype} {list(lengths.shape)}")
-        if lengths.device.type == "cpu" and int(lengths.min()) < 1:
-            raise CulnigError("lengths count from 1; a sample without positions cannot be scored")
-    if positions is None:
-        return _Batch(samples, lengths, None)
-    rows = positions.shape[-1] if lengths is None else lengths
-    whole = torch.full((samples,), rows, device=positions.device) if isinstance(rows, int) else rows
-    return _Batch(samples, lengths, counted(positions, whole))

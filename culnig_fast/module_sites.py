@@ -18,7 +18,7 @@ class ModuleSite:
     Attributes:
         path: the module's name, as `named_modules()` gives it; "" is the model itself.
         columns: which columns, of all; steps are not supported.
-        side: `output`, or `input`: the first argument.
+        side: `output`, or `input`: the first argument, with the gradient that comes back through this module alone.
         dim: the dimension that counts neurons; -1 for linear layers, 1 for the channels of a convolution. Every other
             one but the first is a position.
     """

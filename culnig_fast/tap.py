@@ -80,6 +80,11 @@ def tapped(
     return out
 
 
+def was_overwritten(error: BaseException | None) -> bool:
+    """Whether torch refused an operation that writes over what a tap handed on."""
+    return isinstance(error, RuntimeError) and "_Tap" in str(error) and "inplace" in str(error)
+
+
 def attach_taps(
     locations: Sequence[L],
     score: Callable[[L, torch.Tensor, torch.Tensor], None],

@@ -280,6 +280,9 @@ def test_the_model_is_left_as_it_was_after_success_and_errors() -> None:
     with pytest.raises(cf.CulnigError), attributor:
         attributor.backward(model(x))
     assert state_of(model) == before
+    with pytest.raises(cf.CulnigError, match="copied=True"), attributor:
+        model.inner(x).relu_()
+    assert state_of(model) == before
 
 
 def test_refusals_add_nothing() -> None:
