@@ -247,3 +247,16 @@ def test_no_trace_is_left_and_errors_are_named() -> None:
     with pytest.raises(RuntimeError):
         ours.attribute(draw(3, 7), 1)
     assert state() == before
+
+
+def test_flags_change_only_while_the_model_runs() -> None:
+    model, x, frozen = seeded(Reused), draw(3, 4), []
+    model.outer.register_forward_hook(
+        lambda m, args, out: frozen.append(not any(p.requires_grad for p in m.parameters()))
+    )
+    ours = cf.LayerActGrad(model, "inner")
+    ours.attribute(x, 1, attribute_to_layer_input=True)
+    ours.attribute_reduced(x, 1)
+    assert frozen and all(frozen), "gradients of weights cost memory and time"
+    assert all(p.requires_grad for p in model.parameters())
+    assert not x.requires_grad
