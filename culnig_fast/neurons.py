@@ -349,6 +349,34 @@ class NeuronSet:
         except (CulnigError, OverflowError) as error:
             raise CulnigError(f"{path}: {error}") from error
 
+    def to_pandas(self) -> Any:
+        """A frame of one row a neuron, best first: module_name, layer_idx, neuron_idx, attribute_score; `info` is
+        in its `attrs`."""
+        from culnig_fast import frames
+
+        return frames.to_pandas(*frames.set_columns(self))
+
+    def to_arrow(self) -> Any:
+        """As `to_pandas`, a pyarrow.Table; `info` is JSON under `culnig_fast` in its metadata."""
+        from culnig_fast import frames
+
+        return frames.to_arrow(*frames.set_columns(self))
+
+    @classmethod
+    def from_pandas(cls, frame: Any, info: dict[str, Any] | None = None) -> NeuronSet:
+        """The set of a frame's rows in their order, e.g. of a filtered `to_pandas()`.
+
+        Args:
+            frame: with module_name, layer_idx and neuron_idx; without attribute_score the scores are 0.
+            info: facts of the set; None takes what the frame has in its `attrs`.
+
+        Raises:
+            CulnigError: a column is missing, an index is no whole number, a score is not finite, or as for the class.
+        """
+        from culnig_fast import frames
+
+        return frames.set_from_pandas(frame, info)
+
     def __iter__(self) -> Iterator[Neuron]:
         rows = (self.module_names, self.layer_idx.tolist(), self.neuron_idx.tolist(), self.scores.tolist())
         return (Neuron(*row) for row in zip(*rows, strict=True))

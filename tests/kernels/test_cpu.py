@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import assert_as_exact_as_torch
-from culnig_kernels import cpu, reference
+from culnig_kernels import cpu, reference, validate
 from culnig_kernels.activations import ACTIVATIONS
 from culnig_kernels.reference.gated import activate, gated_gradients
 from samples import DTYPES, draw, draw_slice
@@ -27,6 +27,29 @@ def test_the_maximum_is_the_same_to_the_bit(
     got = cpu.actgrad_reduce(act, grad, LENGTHS, padding=padding)
     assert got.dtype == expected.dtype
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("block", [64, 2**18])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_other_reductions_and_masks_equal_the_reference(
+    dtype: torch.dtype, block: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    act, grad = draw_slice((3, 63, 70), dtype, CPU), draw_slice((3, 63, 70), dtype, CPU, 1)
+    keep = None
+    if masked:
+        keep = torch.rand(3, 63, generator=torch.Generator().manual_seed(0)) < 0.3
+        keep[:, 0] = True
+    for reduction in validate.REDUCTIONS:
+        want = reference.actgrad_reduce(act, grad, LENGTHS, reduction, keep=keep)
+        got = cpu.actgrad_reduce(act, grad, LENGTHS, reduction, keep=keep)
+        if reduction in ("sum", "mean"):
+            wide = [x.double() for x in (act, grad)]
+            exact = reference.actgrad_reduce(*wide, LENGTHS, reduction, keep=keep)
+            assert_as_exact_as_torch(reduction, got, exact, want)
+        else:
+            assert torch.equal(got, want), reduction
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
