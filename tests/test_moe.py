@@ -384,3 +384,35 @@ def test_layouts_of_experts() -> None:
         with pytest.raises(cf.CulnigError, match="experts"):
             cf.NeuronLayout([site])
     assert "expert_width" not in cf.NeuronSet.from_flat(layout, [1, 2]).info
+
+
+def test_what_means_nothing_for_routed_experts_is_refused() -> None:
+    model = families.build("qwen3_moe")
+    with pytest.raises(cf.CulnigError, match="'last'"):
+        cf.Attributor(model, reduction="last")
+    cf.Attributor(model, reduction="last", sites=("self_attn.q_proj",))
+    tokens, lengths = torch.tensor([[3, 4, 5]]), torch.tensor([3])
+    with cf.Attributor(model) as attributor, pytest.raises(cf.CulnigError, match="positions"):
+        attributor.forward(tokens, lengths, positions=torch.tensor([[True, False, True]]))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "absmax"])
+def test_further_reductions_are_over_the_tokens_that_reached_an_expert(reduction: str) -> None:
+    """One sample; every expert's rows by its own routing, from the totals of the sum and of the maximum of ±."""
+    model = families.build("mixtral", torch.float64)
+    tokens, lengths = torch.tensor([[3, 4, 5, 6, 7]]), torch.tensor([5])
+
+    def totals(how: str, sign: float = 1.0) -> np.ndarray:
+        with cf.Attributor(model, sites=("mlp.experts.gate_proj",), reduction=how) as attributor:
+            logits = attributor.forward(tokens, lengths)
+            attributor.backward(sign * logits[:, 5].double())
+            return attributor.totals[0].numpy()
+
+    found = totals(reduction)
+    if reduction == "absmax":
+        np.testing.assert_allclose(found, np.maximum(totals("max"), totals("max", -1.0)), rtol=1e-9, atol=1e-15)
+        return
+    summed, reached = totals("sum"), totals("absmax") > 0
+    counts = np.round(summed[reached] / found[reached])
+    assert ((counts >= 1) & (counts <= 5)).all() and len(set(counts.tolist())) > 1
+    np.testing.assert_allclose(found[reached] * counts, summed[reached], rtol=1e-9)
