@@ -12,8 +12,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 INTRODUCTION = """\
 # Measured figures
 
-Every table on this page is written from a file in `bench/results/` while the site is built; how each figure is measured, and
-what is checked before it is timed, stands in `bench/README.md`. A dash is a figure that the run did not measure.
+Every table on this page is written from a file in `bench/results/` while the site is built; how each figure is
+measured, and what is checked before it is timed, stands in `bench/README.md`. A dash is a figure that the run did not
+measure.
 """
 
 Table = tuple[Sequence[str], list[Sequence[Any]]]
