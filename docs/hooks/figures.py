@@ -72,9 +72,9 @@ def _columns(rows: Iterable[dict[str, Any]], wanted: dict[str, str]) -> Table:
 
 
 def _flat(value: Any) -> Table:
-    """Any file: its rows with what is no list or object in them; without rows, its facts."""
-    rows = value if isinstance(value, list) else value.get("rows", []) if isinstance(value, dict) else []
-    rows = [row for row in rows if isinstance(row, dict)]
+    """Any file: its rows (`rows`, or its first list of objects) with their plain values; without rows, its facts."""
+    lists = [value] if isinstance(value, list) else [value.get("rows"), *value.values()]
+    rows = next((one for one in lists if isinstance(one, list) and one and isinstance(one[0], dict)), [])
     if not rows:
         facts = value.items() if isinstance(value, dict) else []
         return ["what", "value"], [[key, one] for key, one in facts if not isinstance(one, (dict, list))]
