@@ -47,7 +47,10 @@ def test_an_unknown_recorded_run_is_shown_row_by_row(tmp_path: Path) -> None:
     results.mkdir(parents=True)
     run = {
         "environment": {"device": "Some Card", "cpu_count": 8, "threads": 4, "torch": "2.6", "time": "2026-01-02T03"},
-        "rows": [{"what": "a|b", "seconds": 0.01234, "big": 1234567, "nothing": None, "more": {"left": "out"}}],
+        "rows": [
+            {"what": "a|b", "seconds": 0.01234, "big": 1234567, "nothing": None, "more": {"left": "out"}},
+            {"what": ""},
+        ],
     }
     (results / "new_thing.json").write_text(json.dumps(run))
     (results / "bare.json").write_text(json.dumps([{"stage": "x", "exact": True}]))
@@ -56,7 +59,7 @@ def test_an_unknown_recorded_run_is_shown_row_by_row(tmp_path: Path) -> None:
         "## New thing\n\nSome Card (8 cores, 4 threads), Python None, torch 2.6, 2026-01-02. File: `bench/results"
         in page
     )
-    assert "| what | seconds | big | nothing |\n| --- | ---: | ---: | --- |\n| a\\|b | 0.0123 | 1,234,567 | – |" in page
+    assert "| what | seconds | big |\n| --- | ---: | ---: |\n| a\\|b | 0.0123 | 1,234,567 |\n| – | – | – |" in page
     assert "The file does not record its machine." in page
     assert "| x | yes |" in page
 

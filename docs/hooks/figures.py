@@ -45,10 +45,11 @@ def machine(value: Any) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A table in Markdown: numbers to the right, three or four significant digits."""
-    columns, rows = table
-    if not rows:
+    """A table in Markdown, without columns that hold nothing: numbers to the right, about three significant digits."""
+    filled = [i for i in range(len(table[0])) if any(row[i] not in (None, "") for row in table[1])]
+    if not filled:
         return "The file holds no rows."
+    columns, rows = [table[0][i] for i in filled], [[row[i] for i in filled] for row in table[1]]
     numeric = [any(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))]
     lines = [columns, ["---:" if right else "---" for right in numeric], *([_cell(x) for x in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
