@@ -4,8 +4,9 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 
-.PHONY: help demo test test-gpu test-sanitize lint bench clean
+.PHONY: help demo test test-gpu test-sanitize lint bench docs wheel clean
 
 help:
 	@echo "make demo    score, select, suppress and evaluate on the embedded model, and a report page of it"
@@ -14,6 +15,8 @@ help:
 	@echo "make test-sanitize  run the tests of the C++ core under address, undefined-behaviour and thread sanitizers"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   run the benchmarks"
+	@echo "make docs    build the documentation's pages into site/, strictly (Python 3.11 or newer)"
+	@echo "make wheel   build a wheel and a source distribution into dist/"
 	@echo "make clean   remove $(VENV) and what was built"
 	@echo "PYTHON=$(PYTHON) makes the environment VENV=$(VENV); constraints.txt has the versions that were tried"
 
@@ -22,6 +25,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 demo: $(STAMP)
@@ -56,7 +63,14 @@ bench: $(STAMP)
 	$(BIN)/python bench/selection_speed.py
 	$(BIN)/python bench/meaning.py
 
+docs: $(DOCS_STAMP)
+	$(BIN)/mkdocs build --strict --clean
+
+# The wheel is built out of the source distribution. The environment has what building needs; nothing is fetched.
+wheel: $(STAMP)
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info culnig_fast/_selection*.so culnig_fast/_selection*.pyd
+	rm -rf $(VENV) build dist site *.egg-info culnig_fast/_selection*.so culnig_fast/_selection*.pyd
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find culnig_fast kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

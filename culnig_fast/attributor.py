@@ -34,7 +34,8 @@ class Attributor:
             attributor.backward(objective, weight=w, group=g)
         attributor.totals
 
-    Inside the block the model is frozen, in evaluation mode and hooked; on exit, also after an error, it is as it was.
+    Inside the block the model is frozen, in evaluation mode and hooked, and gradients are on, also where the caller has
+    turned them off; on exit, also after an error, everything is as it was.
 
     Args:
         model: a Hugging Face decoder, or the `Architecture` that `discover` found in one.
@@ -107,6 +108,9 @@ class Attributor:
         if self._head is not None:
             raise CulnigError("this attributor is in use already; leave its block first or make another")
         with contextlib.ExitStack() as stack:
+            # The caller may sit in torch.no_grad() or inference_mode(), where no objective could be differentiated.
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
             stack.enter_context(evaluation_mode(self.architecture.model))
             stack.enter_context(frozen_parameters(self.architecture.model))
             head = LastPosition(self.architecture.model, self.architecture.head)

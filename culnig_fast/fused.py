@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from culnig_fast.architecture import SiteLocation
 from culnig_fast.backend import Operations
 from culnig_fast.errors import CulnigError
-from culnig_fast.joined import Joined
+from culnig_fast.joining import Joined
 from culnig_fast.layer_parts import LayerParts, Norm, check_untouched, norm_arguments
 from culnig_fast.layer_trace import NotFusable
 from culnig_fast.neurons import NeuronSite

@@ -12,7 +12,7 @@ from torch import nn
 
 from culnig_fast.architecture import Architecture, SiteLocation
 from culnig_fast.fused import FusedLayer, Scoring
-from culnig_fast.joined import joined, overlapping
+from culnig_fast.joining import joined, overlapping
 from culnig_fast.layer_parts import LayerParts, find_parts
 from culnig_fast.layer_trace import NotFusable
 from culnig_fast.probe import LayerProbe, distance, recorded_layers, same_output

@@ -175,7 +175,7 @@ class NeuronLayout:
             raise CulnigError(
                 f"{module_name} of layer {layer_idx} has neurons 0…{where.stop - where.start - 1}, not {neuron_idx}"
             )
-        return where.start + int(neuron_idx)
+        return int(where.start) + int(neuron_idx)
 
     def difference(self, other: NeuronLayout) -> str | None:
         """None when both layouts are equal, else one phrase that names the first difference."""
@@ -299,7 +299,8 @@ class NeuronSet:
         """How many of the neurons lie in each of `n_layers` layers; CulnigError when one lies beyond."""
         if len(self) and int(self.layer_idx.max()) >= n_layers:
             raise CulnigError(f"a neuron lies in layer {self.layer_idx.max()}, the model has layers 0…{n_layers - 1}")
-        return np.bincount(self.layer_idx, minlength=n_layers).tolist()
+        counts: list[int] = np.bincount(self.layer_idx, minlength=n_layers).tolist()
+        return counts
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the published program's JSON (`top_neurons`), our facts beside it under `info`; atomic."""

@@ -133,7 +133,8 @@ def jaccard(sets: Sequence[np.ndarray]) -> np.ndarray:
         member = np.stack([np.isin(piece, one) for one in sets]).astype(np.float32)
         both += member @ member.T  # counts below 2**24 are exact
     either = sizes[:, None] + sizes[None, :] - both
-    return np.divide(both, either, out=np.ones_like(both), where=either > 0)
+    jaccard: np.ndarray = np.divide(both, either, out=np.ones_like(both), where=either > 0)
+    return jaccard
 
 
 def as_csv(sweeps: dict[str, Sweep]) -> str:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
-from culnig_fast.joined import joined, overlapping
+from culnig_fast.joining import joined, overlapping
 
 TOKENIZER = make_tokenizer()
 QUESTIONS = make_questions(7)

@@ -1,4 +1,4 @@
-"""The wheel: what it holds, that it works away from its sources, and without a compiler."""
+"""The wheel, built out of the source distribution: what they hold, that it works away from its sources."""
 
 from __future__ import annotations
 
@@ -7,26 +7,42 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("culnig_fast", "kernels", "csrc", "pyproject.toml", "setup.py", "LICENSE", "README.md")
+BUILD_SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
 
-def build_wheel(folder: Path, **environment: str) -> Path:
-    """Build from a copy of the sources, so that nothing built or left over in the tree can help."""
+def copy_of_the_sources(folder: Path) -> Path:
+    """Every file that git knows, so that nothing built or left over in the tree can help."""
     source = folder / "source"
-    source.mkdir(parents=True)
-    unwanted = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.egg-info")
-    for name in SOURCES:
-        path = ROOT / name
-        if path.is_dir():
-            shutil.copytree(path, source / name, ignore=unwanted)
-        elif path.exists():
-            shutil.copy(path, source / name)
+    names = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False
+    ).stdout.splitlines()
+    if not names:
+        pytest.skip("not a git checkout: no list of the sources")
+    for name in names:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    return source
+
+
+def build_sdist(folder: Path) -> Path:
+    source = copy_of_the_sources(folder)
+    command = [sys.executable, "-c", BUILD_SDIST, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=source, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sdist,) = folder.glob("*.tar.gz")
+    return sdist
+
+
+def build_wheel(sdist: Path, folder: Path, **environment: str) -> Path:
+    """Build from the source distribution, as pip does where no wheel fits."""
     command = [
         sys.executable,
         "-m",
@@ -36,7 +52,7 @@ def build_wheel(folder: Path, **environment: str) -> Path:
         "--no-deps",
         "--wheel-dir",
         folder,
-        source,
+        sdist,
     ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,8 +61,13 @@ def build_wheel(folder: Path, **environment: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sdist(tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
 
 
 def run_from(wheel: Path, folder: Path, code: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +108,47 @@ def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     present = [name.removeprefix("kernels/") for name in tracked if (ROOT / name).exists()]
     assert {name for name in present if name not in inside} == set()
     assert any(name.startswith("culnig_fast/_selection.") for name in inside)
-    assert not [name for name in inside if name.startswith(("tests/", "bench/", "csrc/", "kernels/"))]
+    assert not [name for name in inside if name.startswith(("tests/", "bench/", "csrc/", "kernels/", "docs/"))]
+
+
+def test_wheel_holds_what_is_no_python(wheel: Path) -> None:
+    """Named one by one: a list of the tracked files would not miss a folder that was never added."""
+    inside = zipfile.ZipFile(wheel).namelist()
+    for pattern in (
+        r"culnig_fast/py\.typed",
+        r"culnig_kernels/py\.typed",
+        r"culnig_fast/presets/.+\.ya?ml",
+        r"culnig_fast/report/templates/.+",
+        r"culnig_fast/report/static/.+\.css",
+        r"culnig_fast/report/static/.+\.js",
+        r"culnig_fast/tables/published\.json",
+        r"culnig_fast/tasks/data/.+",
+        r"culnig_fast/demo/model/model\.safetensors",
+        r"culnig_fast/demo/model/tokenizer\.json",
+        r"culnig_fast/demo/data/blend\.jsonl",
+        r"culnig_fast-[^/]+\.dist-info/licenses/LICENSE",
+    ):
+        assert [name for name in inside if re.fullmatch(pattern, name)], pattern
+
+
+def test_source_distribution_holds_what_is_needed_to_build_test_and_document(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split()
+    wanted = {name for name in tracked if (ROOT / name).exists() and not name.startswith((".ci", ".git"))}
+    assert wanted - names == set()
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_every_extra_that_is_spoken_of_exists(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    extras = set(re.findall(r"^Provides-Extra: (\S+)$", archive.read(name).decode(), re.MULTILINE))
+    assert {"train", "report", "docs"} <= extras
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "culnig_fast").rglob("*.py")]
+    named = {extra for page in pages for extra in re.findall(r"culnig[-_]fast\[(\w+)\]", page.read_text("utf-8"))}
+    named |= set(re.findall(r"^\| `(\w+)` \| .+ \|$", (ROOT / "docs/index.md").read_text("utf-8"), re.MULTILINE))
+    assert named - extras == set()
 
 
 def test_wheel_has_the_project_s_metadata(wheel: Path) -> None:
@@ -109,8 +170,8 @@ def test_wheel_works_away_from_its_sources(wheel: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="compilers are not chosen by CC and CXX")
-def test_without_a_compiler_the_twin_is_used_and_says_so(tmp_path: Path) -> None:
-    wheel = build_wheel(tmp_path / "build", CC="no-such-compiler", CXX="no-such-compiler")
+def test_without_a_compiler_the_twin_is_used_and_says_so(sdist: Path, tmp_path: Path) -> None:
+    wheel = build_wheel(sdist, tmp_path / "build", CC="no-such-compiler", CXX="no-such-compiler")
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if "_selection." in name and name.endswith(".so")]
     done = run_from(wheel, tmp_path, USE)
     assert done.stdout == "NumPy [1, 2] [1.5, 1.0]\n", done.stderr

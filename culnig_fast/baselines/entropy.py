@@ -42,8 +42,8 @@ def activation_entropy(probability: np.ndarray) -> np.ndarray:
     total = probability.sum(0)
     share = np.divide(probability, total, out=np.zeros(probability.shape), where=total > 0)
     logarithm = np.log(share, out=np.zeros(share.shape), where=share > 0)
-    entropy: np.ndarray = -(share * logarithm).sum(0)
-    return np.maximum(entropy, 0.0)  # −0 would be printed
+    entropy: np.ndarray = np.maximum(-(share * logarithm).sum(0), 0.0)  # −0 would be printed
+    return entropy
 
 
 def select_by_entropy(

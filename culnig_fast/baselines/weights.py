@@ -51,4 +51,5 @@ def _norms(location: SiteLocation) -> torch.Tensor:
     along = 1 if outputs_first == (location.tensor == "output") else 0
     # Only the site's own part is widened to float64.
     part = weight.narrow(1 - along, location.columns.start, location.columns.stop - location.columns.start)
-    return torch.linalg.vector_norm(part, dim=along, dtype=torch.float64)
+    norms: torch.Tensor = torch.linalg.vector_norm(part, dim=along, dtype=torch.float64)
+    return norms

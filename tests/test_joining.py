@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from culnig_fast.joined import joined
+from culnig_fast.joining import joined
 
 
 def linears(places: list[tuple[int, int]], inputs: int = 4, bias: bool = False) -> tuple[list[nn.Linear], torch.Tensor]:

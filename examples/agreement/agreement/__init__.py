@@ -1,0 +1,1 @@
+"""Which neurons of a small language model make a verb agree with its subject."""
