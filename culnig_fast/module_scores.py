@@ -87,5 +87,6 @@ def _rows(site: ModuleSite, tensor: torch.Tensor, batch: BatchPositions) -> torc
                 f"{site} is {list(tensor.shape)} with the neurons last, which does not start with the batch's "
                 f"{batch.samples} samples; tap another module, or give `dim`"
             )
-        return tensor.unflatten(0, (batch.samples, -1))
+        per_sample: torch.Tensor = tensor.unflatten(0, (batch.samples, -1))
+        return per_sample
     return tensor.unsqueeze(1) if tensor.dim() == 2 else tensor.flatten(1, -2)

@@ -123,7 +123,7 @@ class ModuleLayout:
             where = self.slice(number)
             place = where.start + column - int(self._first[number])
             if (site.path, site.side) == (path, side) and where.start <= place < where.stop:
-                return place
+                return int(place)
         raise CulnigError(f"column {column} of the {side} of {path!r} is not scored; name it among the sites")
 
     def __eq__(self, other: object) -> bool:

@@ -174,7 +174,7 @@ class LayerActGrad:
     def _module(self, layer: nn.Module | str) -> nn.Module:
         if isinstance(layer, nn.Module):
             return layer
-        modules = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
+        modules: dict[str, nn.Module] = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
         if layer not in modules:
             raise CulnigError(f"the model has no module {layer!r}; named_modules() lists them")
         return modules[layer]
