@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +24,7 @@ from culnig_fast.recompute import recomputed_layers
 from culnig_fast.routed import routed_scores
 from culnig_fast.sample_weights import SampleWeights
 from culnig_fast.tap import attach_taps
+from culnig_fast.watching import watched_places
 
 
 class Attributor:
@@ -89,7 +90,7 @@ class Attributor:
         self.path, self.recompute = path, recompute
         self.fusion = Fusion()
         self.watched: torch.Tensor | None = None
-        self._watch = _places(self.locations, watch or NeuronSet.empty())
+        self._watch = watched_places(self.locations, watch or NeuronSet.empty())
         self._n_watched = len(watch or ())
         self._ops = backends.resolve(backend)
         self._totals: dict[NeuronSite, torch.Tensor] = {}
@@ -399,23 +400,6 @@ class Attributor:
         totals = self._totals_of(location, scores.device)
         self._scoring["weights"].add(scores, totals, self._ops)
         self._scoring["added"].add(location.site)
-
-
-def _places(locations: Sequence[SiteLocation], watch: NeuronSet) -> dict[NeuronSite, tuple[torch.Tensor, torch.Tensor]]:
-    """Site → (columns of it that are watched, their places in the set)."""
-    sites = {(location.site.module_name, location.site.layer_idx): location.site for location in locations}
-    found: dict[NeuronSite, tuple[list[int], list[int]]] = {}
-    for place, neuron in enumerate(watch):
-        site = sites.get((neuron.module_name, neuron.layer_idx))
-        if site is None or neuron.neuron_idx >= site.width:
-            raise CulnigError(
-                f"neuron {neuron.neuron_idx} of {neuron.module_name} in layer {neuron.layer_idx} is to be watched but "
-                "is not scored; is the set of another model, or the site left out?"
-            )
-        columns, places = found.setdefault(site, ([], []))
-        columns.append(neuron.neuron_idx)
-        places.append(place)
-    return {site: (torch.tensor(columns), torch.tensor(places)) for site, (columns, places) in found.items()}
 
 
 def _make_leaf(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

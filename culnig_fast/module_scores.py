@@ -73,7 +73,7 @@ def reduced(
         if lengths.device.type == "cpu" and int(lengths.max()) > rows:
             raise CulnigError(f"{site} has {rows} positions a sample, fewer than the length {int(lengths.max())}")
         keep = None if batch.keep is None else batch.keep.to(act.device)
-    return ops.actgrad_reduce(act, grad, lengths.to(act.device), reduction, keep=keep)
+    return ops.actgrad_reduce(act, grad, lengths, reduction, keep=keep)
 
 
 def _rows(site: ModuleSite, tensor: torch.Tensor, batch: BatchPositions) -> torch.Tensor:
