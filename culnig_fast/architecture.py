@@ -101,6 +101,7 @@ class Architecture:
                     "width": first.site.width,
                     "total": sum(location.site.width for location in found),
                     "where": f"{first.module_path}, {columns}",
+                    **({"experts": first.site.experts} if first.experts is not None else {}),
                 }
             )
         return {

@@ -80,6 +80,15 @@ def recorded_call(probe: LayerProbe, module: nn.Module) -> Call | None:
     return calls[0] if len(calls) == 1 else None
 
 
+def fused_holders(layer: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Path and module of everything in the layer that holds several 3-D parameters."""
+    return [
+        (path, module)
+        for path, module in layer.named_modules()
+        if sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False)) > 1
+    ]
+
+
 def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | None:
     """The layer's experts when they are 3-D parameters of one module; None when it has no such module.
 
@@ -91,11 +100,7 @@ def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | Non
     Raises:
         CulnigError: there are such parameters, but how they are used is not understood.
     """
-    holders = [
-        (path, module)
-        for path, module in probe.layer.named_modules()
-        if sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False)) > 1
-    ]
+    holders = fused_holders(probe.layer)
     if not holders:
         return None
     path, module = holders[0]

@@ -112,7 +112,9 @@ class FusedExperts:
         routing = Routing(order // index.shape[-1], chosen[order])
         rows = torch.bincount(chosen, minlength=self.count).tolist()
         form = self.form
-        gate_up = changed(form.entry, "output", self._product(hidden[routing.tokens], form.entry, rows), routing)
+        # A permutation of copies: its gradient has no two rows that are added in whatever order they come.
+        copies = hidden[:, None].expand(*index.shape, -1).reshape(len(chosen), -1)
+        gate_up = changed(form.entry, "output", self._product(copies[order], form.entry, rows), routing)
         act = changed(form.exit, "input", self.module._apply_gate(gate_up), routing)
         out = self._product(act, form.exit, rows) * weights.reshape(-1)[order][:, None]
         return out[torch.argsort(order)].view(*index.shape, -1).sum(1).to(hidden.dtype)

@@ -100,6 +100,13 @@ MIXTURES: dict[str, Any] = {
 }
 """Mixtures of experts: plain, small, with biases and interleaved gates, with a shared expert."""
 
+PART_MIXTURES: dict[str, Any] = {
+    "qwen3_moe_dense_first": lambda: tf.Qwen3MoeConfig(
+        **_COMMON, head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24, mlp_only_layers=[0]
+    ),
+}
+"""Mixtures with a layer that is none."""
+
 REFUSED: dict[str, Any] = {
     "gpt_neox_interleaved": lambda: tf.GPTNeoXConfig(**_COMMON),
     "llama4_every_token_at_every_expert": lambda: tf.Llama4TextConfig(
@@ -112,7 +119,7 @@ REFUSED: dict[str, Any] = {
 
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A model of the named family with random weights, in evaluation mode."""
-    config = {**LISTED, **UNLISTED, **MIXTURES, **REFUSED}[name]()
+    config = {**LISTED, **UNLISTED, **MIXTURES, **PART_MIXTURES, **REFUSED}[name]()
     torch.manual_seed(seed)
     if isinstance(config, tf.Gemma3Config):
         model = tf.Gemma3ForConditionalGeneration(config)

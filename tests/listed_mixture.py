@@ -37,7 +37,7 @@ class Block(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         tokens = hidden.reshape(-1, hidden.shape[-1])
         chance, chosen = torch.softmax(self.gate(tokens).float(), -1).topk(self.top_k, -1)
-        chance = chance / chance.sum(-1, keepdim=True)
+        chance = (chance / chance.sum(-1, keepdim=True)).to(tokens.dtype)
         out = torch.zeros_like(tokens)
         for number, expert in enumerate(self.experts):
             rows, slot = torch.where(chosen == number)

@@ -297,6 +297,39 @@ def test_what_does_not_know_experts_refuses_them_and_names_the_remedy() -> None:
     assert cf.weight_norms(model, sites=moe_oracle.ATTENTION).layout.size == 2 * 64
 
 
+def test_streaming_refuses_mixtures(tmp_path: Path) -> None:
+    families.build("mixtral").save_pretrained(tmp_path)
+    with pytest.raises(cf.CulnigError, match=r"mlp\.experts.*cannot be streamed.*device_map"):
+        cf.attribute_streamed(tmp_path, TOKENIZER, QUESTIONS[:2], progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", families.MIXTURES)
+def test_what_is_found_does_not_depend_on_the_dtype(family: str, dtype: torch.dtype) -> None:
+    model = families.build(family, dtype)
+    found, expected = (cf.discover(m).locations for m in (model, families.build(family)))
+    assert [(x.site, x.module_path, x.part, x.columns) for x in found] == [
+        (x.site, x.module_path, x.part, x.columns) for x in expected
+    ]
+    assert np.isfinite(attributed(model, QUESTIONS[:2]).totals).all()
+
+
+def test_dense_layers_of_a_mixture_run_fused_beside_experts() -> None:
+    model = families.build("qwen3_moe_dense_first")
+    options = {"sites": None, "batch_tokens": 20}
+    fused, taps = (attributed(model, path=path, **options) for path in ("auto", "taps"))
+    assert fused.metadata["fusion"]["fused"] == [0]
+    assert fused.layout.module_names[-4:] == (
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.experts.gate_proj",
+        "mlp.experts.up_proj",
+    )
+    assert worst(fused.totals, taps.totals, taps.layout) <= 1e-5
+    general = cf.select_general(fused, None, None, mlp_share=0.2, attention_share=0.0)
+    assert set(general.module_names) == {"mlp.gate_proj", "mlp.experts.gate_proj"}
+
+
 def mixed_columns(self: Any, gate_up: torch.Tensor) -> torch.Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     return self.act_fn(gate) * up.roll(1, -1)
