@@ -1,7 +1,8 @@
-"""Code blocks of Markdown pages: found, sorted by kind, and the commands in them."""
+"""Code blocks of Markdown pages and cells of notebooks: found, sorted by kind, and the commands in them."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -66,3 +67,16 @@ def blocks(path: Path) -> Iterator[Block]:
         mark = MARK.search(above)
         yield Block(page, start + 1, opened[2], "\n".join(lines[start + 1 : at]), mark[1] if mark else None)
         above, at = "", at + 1
+
+
+def notebooks() -> list[Path]:
+    """The documentation's notebooks, in order of name."""
+    return sorted((ROOT / "docs").rglob("*.ipynb"))
+
+
+def cells(path: Path) -> list[Block]:
+    """The code cells of a notebook as blocks; `line` counts cells from 1."""
+    page = path.relative_to(ROOT).as_posix()
+    written = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    found = [(number, "".join(cell["source"])) for number, cell in enumerate(written, 1) if cell["cell_type"] == "code"]
+    return [Block(page, number, "python", text, None) for number, text in found]

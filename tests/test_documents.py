@@ -72,6 +72,27 @@ def test_every_block_of_a_page_runs(page: str, small_world: Path, capsys: pytest
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("path", documents.notebooks(), ids=lambda path: path.stem)
+def test_every_cell_of_a_notebook_runs(path: Path, small_world: Path) -> None:
+    """Plain Python cell by cell, without Jupyter; a cell of magics would not compile."""
+    from matplotlib import pyplot
+
+    namespace: dict[str, Any] = {"__name__": "notebook"}
+    before = set(pyplot.get_fignums())
+    found = documents.cells(path)
+    for block in found:
+        run_block(block, namespace)
+    drawn = set(pyplot.get_fignums()) - before
+    assert drawn, "a notebook that draws nothing is a page"
+    for number in drawn:
+        pyplot.close(number)
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert (written["nbformat"], written["nbformat_minor"]) == (4, 5)
+    ids = [cell["id"] for cell in written["cells"]]
+    assert len(set(ids)) == len(ids) > len(found) > 3
+    assert not [cell for cell in written["cells"] if cell.get("outputs") or cell.get("execution_count")]
+
+
 def run_block(block: Block, namespace: dict[str, Any]) -> None:
     """Run one block; fails, naming its place, for one that cannot be."""
     if block.language == "python":
