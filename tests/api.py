@@ -1,4 +1,8 @@
-"""The public names and signatures as text; `python tests/api.py --write` records them in api.txt beside this file."""
+"""The public names and signatures as text, and what type checkers read of them.
+
+`python tests/api.py --write` records the text in api.txt beside this file, and writes `culnig_fast/__init__.pyi`: names
+that are loaded when first used are of any type to a checker that sees only `__getattr__`.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,33 @@ from typing import Any
 import culnig_fast as cf
 
 RECORD = Path(__file__).with_name("api.txt")
+STUB = Path(__file__).resolve().parent.parent / "culnig_fast" / "__init__.pyi"
 
 
 def describe() -> str:
     """A line a public name and a line a public member, sorted by name."""
     return "".join(f"{line}\n" for name in sorted(cf.__all__) for line in _lines(name, getattr(cf, name)))
+
+
+def stub() -> str:
+    """The package's names as imports, sorted as ruff sorts them."""
+    homes = sorted((f"culnig_fast.{home}", name) for name, home in cf._HOMES.items())
+    modules: dict[str, list[str]] = {}
+    for home, name in homes:
+        modules.setdefault(home, []).append(name)
+    imports = [f"from {home} import {name} as {name}" for home, names in modules.items() for name in _sorted(names)]
+    version = "from culnig_fast.version import __version__ as __version__"
+    heading = "# Written by `python tests/api.py --write`; the names stand in __init__.py."
+    return "\n".join([heading, "", *sorted([*imports, version], key=_module), ""])
+
+
+def _module(line: str) -> str:
+    return line.split()[1]
+
+
+def _sorted(names: list[str]) -> list[str]:
+    """Classes before functions, as imports are sorted."""
+    return sorted(names, key=lambda name: (name[0].islower(), name))
 
 
 def _lines(name: str, value: Any) -> Iterator[str]:
@@ -75,10 +101,13 @@ def _bare(annotation: Any) -> Any:
 
 def main() -> None:
     """Print the surface, or record it."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog="Example: python tests/api.py --write")
-    parser.add_argument("--write", action="store_true", help="record it in tests/api.txt, which the tests hold it to")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], epilog="Example: python tests/api.py --write"
+    )
+    parser.add_argument("--write", action="store_true", help="record it in tests/api.txt and write the stub")
     if parser.parse_args().write:
         RECORD.write_text(describe(), encoding="utf-8")
+        STUB.write_text(stub(), encoding="utf-8")
     else:
         print(describe(), end="")
 

@@ -116,6 +116,7 @@ def test_wheel_holds_what_is_no_python(wheel: Path) -> None:
     inside = zipfile.ZipFile(wheel).namelist()
     for pattern in (
         r"culnig_fast/py\.typed",
+        r"culnig_fast/__init__\.pyi",
         r"culnig_kernels/py\.typed",
         r"culnig_fast/presets/.+\.ya?ml",
         r"culnig_fast/report/templates/.+",

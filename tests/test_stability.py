@@ -54,6 +54,11 @@ def test_public_names_and_signatures_are_those_of_the_record() -> None:
     )
 
 
+def test_type_checkers_see_the_same_names() -> None:
+    written = api.STUB.read_text(encoding="utf-8")
+    assert written == api.stub(), "the names changed; run `python tests/api.py --write`, which writes __init__.pyi"
+
+
 def test_no_public_name_is_also_a_module() -> None:
     """Importing a submodule sets it as the package's attribute, which would hide the public name."""
     modules = {info.name for info in pkgutil.iter_modules(cf.__path__)}
