@@ -1,8 +1,9 @@
 """Finds the neurons of any Hugging Face decoder by its structure, and proves what it found.
 
-No model family is known by name here. `probe` tells what each projection of a layer does; this module holds that
-against the configuration (heads, key-value heads, head size, intermediate size) and insists that every weight matrix
-of the layer is accounted for, so that a mixture of experts or a second MLP is refused and not half scored.
+No model family is known by name here. `probe` tells what each projection of a layer does; `roles` holds that against
+the configuration (heads, key-value heads, head size, intermediate size) and insists that every weight matrix of the
+layer is accounted for, so that a second MLP is refused and not half scored. `expert_probe` finds the routed experts of
+a mixture.
 """
 
 from __future__ import annotations
@@ -14,22 +15,31 @@ from typing import Any, Literal
 from torch import nn
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, NeuronSite, check_module_names
-from culnig_fast.probe import Block, LayerProbe, Projection, linear_shape, recorded_layers
+from culnig_fast.expert_probe import Mixture
+from culnig_fast.experts import Experts
+from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
+from culnig_fast.probe import linear_shape, recorded_layers
+from culnig_fast.roles import Role, Roles, find_mixture, layer_roles, prove_listed
 
-PAPER_SITES = (*ATTENTION_MODULES, "mlp.gate_proj", "mlp.up_proj")
+PAPER_SITES = (*ATTENTION_MODULES, *(name for name in MLP_MODULES if not name.endswith(".act")))
 """What is scored unless asked otherwise: every neuron that the method scores (CULNIG, section 2)."""
 
 
 @dataclass(frozen=True)
 class SiteLocation:
-    """Where one site's neurons live: columns of what a projection puts out or, for `mlp.act`, takes in."""
+    """Where one site's neurons live: columns of what a projection puts out or, for `mlp.act`, takes in.
+
+    Routed experts have these columns each: `module` then holds all experts, and `experts` and `part` say how one
+    projection of theirs is looked at.
+    """
 
     site: NeuronSite
     module: Any
     module_path: str
     columns: slice
     tensor: Literal["output", "input"] = "output"
+    experts: Experts | None = None
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,16 @@ class Architecture:
             found = [location for location in self.locations if location.site.module_name == name]
             first = found[0]
             columns = f"columns {first.columns.start}…{first.columns.stop - 1} of its {first.tensor}"
+            if first.experts is not None:
+                step = f" in steps of {first.columns.step}" if first.columns.step not in (None, 1) else ""
+                columns = f"{first.part} of {first.site.experts} experts, {columns}{step}"
             sites.append(
                 {
                     "module_name": name,
                     "width": first.site.width,
                     "total": sum(location.site.width for location in found),
                     "where": f"{first.module_path}, {columns}",
+                    **({"experts": first.site.experts} if first.experts is not None else {}),
                 }
             )
         return {
@@ -124,21 +138,44 @@ def discover(model: Any) -> Architecture:
     config = model.config.get_text_config(decoder=True)
     paths = {id(module): path for path, module in model.named_modules()}
     locations: list[SiteLocation] = []
-    kinds: dict[Any, _Roles] = {}
+    kinds: dict[Any, Roles] = {}
     with recorded_layers(model, list(layers), int(embedding.weight.shape[0])) as probes:
         for layer_idx, (layer, probe) in enumerate(zip(layers, probes, strict=True)):
-            kind = layer_kind(layer)
+            problem = f"layer {layer_idx} ({type(layer).__name__})"
+            mixture = find_mixture(probe, paths[id(layer)], problem)
+            kind = (*layer_kind(layer), mixture and mixture.experts.form)
             if kind not in kinds:
-                kinds[kind] = _roles(probe, config, layer_idx)
-            for site in kinds[kind]:
-                module = layer.get_submodule(site.path)
-                width = site.columns.stop - site.columns.start
-                neuron_site = NeuronSite(site.module_name, layer_idx, width)
-                locations.append(SiteLocation(neuron_site, module, paths[id(module)], site.columns, site.tensor))
+                kinds[kind] = layer_roles(probe, config, problem, mixture)
+            if mixture is not None:
+                prove_listed(mixture, kinds[kind], problem)
+            locations += [_located(role, layer, layer_idx, mixture, paths) for role in kinds[kind]]
     layout = NeuronLayout(location.site for location in locations)
     rank = {site: i for i, site in enumerate(layout.sites)}
     locations.sort(key=lambda location: rank[location.site])
     return Architecture(model, decoder, tuple(layers), embedding, head, tuple(locations))
+
+
+def refuse_experts(locations: Iterable[SiteLocation], what: str) -> None:
+    """Raise CulnigError when a location is of routed experts, which `what` cannot work on."""
+    names = dict.fromkeys(location.site.module_name for location in locations if location.experts is not None)
+    if names:
+        raise CulnigError(
+            f"{what} cannot work on routed experts ({', '.join(names)}); name the other modules alone as its sites"
+        )
+
+
+def _located(
+    role: Role, layer: nn.Module, layer_idx: int, mixture: Mixture | None, paths: dict[int, str]
+) -> SiteLocation:
+    width = len(range(role.columns.start, role.columns.stop, role.columns.step or 1))
+    if not role.routed or mixture is None:
+        module = layer.get_submodule(role.path)
+        site = NeuronSite(role.module_name, layer_idx, width)
+        return SiteLocation(site, module, paths[id(module)], role.columns, role.tensor)
+    experts = mixture.experts
+    site = NeuronSite(role.module_name, layer_idx, width * experts.count, experts.count)
+    path = paths[id(mixture.module)]
+    return SiteLocation(site, mixture.module, path, role.columns, role.tensor, experts, role.path)
 
 
 def _refuse_divided(model: Any) -> None:
@@ -170,152 +207,12 @@ def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     return decoder, max(lists, key=lambda module: sum(p.numel() for p in module.parameters()))
 
 
-@dataclass(frozen=True)
-class _Role:
-    """One site within a layer: the projection's path there and its columns."""
-
-    module_name: str
-    path: str
-    columns: slice
-    tensor: Literal["output", "input"] = "output"
-
-
-_Roles = list[_Role]
-
-
 def layer_kind(layer: nn.Module) -> tuple[Any, ...]:
     """Layers alike in this have the same structure, so one of them is proof for all."""
     linears = tuple((path, type(module), linear_shape(module)) for path, module in _linears(layer))
-    return type(layer), linears, tuple(type(module) for module in layer.modules())
+    matrices = tuple((path, tuple(p.shape)) for path, p in layer.named_parameters() if p.dim() >= 2)
+    return type(layer), linears, matrices, tuple(type(module) for module in layer.modules())
 
 
 def _linears(layer: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, module) for path, module in layer.named_modules() if linear_shape(module) is not None]
-
-
-def _roles(probe: LayerProbe, config: Any, layer_idx: int) -> _Roles:
-    """Name the parts of one layer, or raise CulnigError saying what is missing."""
-    blocks, loose = probe.blocks()
-    problem = f"layer {layer_idx} ({type(probe.layer).__name__})"
-    found = "; ".join([block.describe() for block in blocks] + [f"{p.path} alone" for p in loose]) or "no projection"
-    broken = [block for block in blocks if not probe.is_finite(block)]
-    if broken:
-        raise CulnigError(
-            f"{problem}: activations at {broken[0].exit.path} are NaN or infinite; "
-            "the checkpoint's weights are damaged, or its dtype overflows: try bfloat16 or float32"
-        )
-    attention = [block for block in blocks if probe.mixes_tokens(block)]
-    mlps = [block for block in blocks if block not in attention]
-    if len(attention) != 1 or len(mlps) != 1 or loose:
-        raise CulnigError(
-            f"{problem}: expected one attention block (q, k, v → output) and one MLP (gate, up → down), "
-            f"found {len(attention)} and {len(mlps)}: {found}; {_unaccounted(probe.layer, blocks)}"
-        )
-    roles = _attention_roles(probe, attention[0], config, problem) + _mlp_roles(probe, mlps[0], config, problem)
-    leftover = _unaccounted(probe.layer, blocks)
-    if leftover != "every weight is accounted for":
-        raise CulnigError(f"{problem}: {leftover} (found {found}); such a layer would be scored only in part")
-    return roles
-
-
-def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> _Roles:
-    heads = config.num_attention_heads
-    module = probe.layer.get_submodule(block.exit.path.rpartition(".")[0])
-    head_dim = getattr(module, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
-    queries = block.exit.inputs
-    if queries != heads * head_dim:
-        raise CulnigError(
-            f"{problem}: {block.exit.path} reads {queries} columns, but the configuration's {heads} heads × "
-            f"{head_dim} make {heads * head_dim}"
-        )
-    groups = kv_heads(config)
-    widths = [queries, groups * head_dim, groups * head_dim]
-    parts = _slices(block.entries, widths, problem, "queries, keys, values", block)
-    named: dict[str, tuple[Projection, slice]] = {}
-    for entry, columns in parts:
-        # Linearity first: under a saturated softmax a value may reach no later token, and would pass for a query.
-        if probe.acts_linearly(block, entry, columns):
-            name = "self_attn.v_proj"
-        elif probe.acts_locally(block, entry, columns):
-            name = "self_attn.q_proj"
-        else:
-            name = "self_attn.k_proj"
-        if name in named:
-            raise CulnigError(_undecided(problem, block, "queries, keys and values"))
-        named[name] = (entry, columns)
-    expected = dict(zip(ATTENTION_MODULES, widths, strict=True))
-    roles = []
-    for name, (entry, columns) in named.items():
-        width = columns.stop - columns.start
-        if width != expected[name]:
-            raise CulnigError(
-                f"{problem}: {entry.path} acts as {name} with {width} columns, but the configuration "
-                f"({heads} heads, {groups} key-value heads × {head_dim}) makes {expected[name]}"
-            )
-        roles.append(_Role(name, entry.path, columns))
-    return roles
-
-
-def _mlp_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> _Roles:
-    width = block.exit.inputs
-    declared = getattr(config, "intermediate_size", None)
-    if isinstance(declared, int) and declared != width:
-        raise CulnigError(
-            f"{problem}: {block.exit.path} reads {width} columns, but the configuration's intermediate_size "
-            f"is {declared}"
-        )
-    act = _Role("mlp.act", block.exit.path, slice(0, width), "input")
-    if len(block.entries) == 1 and block.entries[0].outputs == width:
-        return [_Role("mlp.up_proj", block.entries[0].path, slice(0, width)), act]
-    parts = _slices(block.entries, [width, width], problem, "gate and up", block)
-    linear = [probe.acts_linearly(block, entry, columns) for entry, columns in parts]
-    if sum(linear) != 1:
-        raise CulnigError(_undecided(problem, block, "gate and up"))
-    names = ["mlp.up_proj" if is_up else "mlp.gate_proj" for is_up in linear]
-    return [_Role(name, entry.path, columns) for name, (entry, columns) in zip(names, parts, strict=True)] + [act]
-
-
-def _slices(
-    entries: list[Projection], widths: list[int], problem: str, what: str, block: Block
-) -> list[tuple[Projection, slice]]:
-    """Pair each of the parts with its columns: one projection each, or all in one, one behind the other."""
-    if len(entries) == len(widths):
-        return [(entry, slice(0, entry.outputs)) for entry in entries]
-    if len(entries) == 1 and entries[0].outputs == sum(widths):
-        starts = [sum(widths[:i]) for i in range(len(widths))]
-        return [(entries[0], slice(start, start + w)) for start, w in zip(starts, widths, strict=True)]
-    raise CulnigError(
-        f"{problem}: {what} of {', '.join(map(str, widths))} columns were expected, separate or fused in this order, "
-        f"found {block.describe()}"
-    )
-
-
-def kv_heads(config: Any) -> int:
-    """Key-value heads that a configuration names, in whichever way."""
-    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
-        return 1
-    for name in ("num_key_value_heads", "num_kv_heads"):
-        value = getattr(config, name, None)
-        if isinstance(value, int):
-            return value
-    return int(config.num_attention_heads)
-
-
-def _undecided(problem: str, block: Block, what: str) -> str:
-    return (
-        f"{problem}: the columns of {block.describe()} do not behave as {what} in contiguous slices "
-        "(interleaved heads, or weights that are all zero); such a layout is not supported"
-    )
-
-
-def _unaccounted(layer: nn.Module, blocks: list[Block]) -> str:
-    known = [projection.path for block in blocks for projection in (*block.entries, block.exit)]
-    left = [
-        f"{path} {list(parameter.shape)}"
-        for path, parameter in layer.named_parameters()
-        if parameter.dim() >= 2 and path.rpartition(".")[0] not in known
-    ]
-    if not left:
-        return "every weight is accounted for"
-    shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-    return f"weights that belong to neither: {shown}"

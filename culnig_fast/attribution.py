@@ -70,7 +70,8 @@ def attribute(
         batch_size: batches of this many questions in the order given instead, as the published program forms them.
         memory_share: how much of a GPU's free memory a measured budget may use.
         padding: `exclude`, or `zero` for parity with the published program (a score then depends on its batch).
-        reduction: over positions, `max` (the method's) or `sum` (first-order effect of zeroing the neuron).
+        reduction: over positions, `max` (the method's), `sum` (first-order effect of zeroing the neuron), `mean`,
+            `absmax` or `last`; see `Attributor`.
         backend: see `backend.resolve`.
         path: `auto`, `fused` or `taps`; see `Attributor`.
         recompute: run each layer again in backward to save memory; the totals keep their bits.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -13,13 +13,18 @@ from torch import nn
 from culnig_fast import backend as backends
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
+from culnig_fast.experts import Routing
 from culnig_fast.fused import Scoring
 from culnig_fast.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.neurons import NeuronSet, NeuronSite
+from culnig_fast.positions import FUSED_REDUCTIONS, check_reduction, counted
 from culnig_fast.quantised import check_gradients, device_of
 from culnig_fast.recompute import recomputed_layers
+from culnig_fast.routed import routed_scores
+from culnig_fast.sample_weights import SampleWeights
 from culnig_fast.tap import attach_taps
+from culnig_fast.watching import watched_places
 
 
 class Attributor:
@@ -37,9 +42,10 @@ class Attributor:
         model: a Hugging Face decoder, or the `Architecture` that `discover` found in one.
         sites: module names to score; None means the paper's (q, k, v, gate, up).
         n_groups: rows of `totals`.
-        reduction: over token positions, `max` (the paper's) or `sum`.
+        reduction: over token positions, `max` (the paper's), `sum`, `mean`, `absmax` (the largest absolute value, as
+            such: never below 0) or `last` (the last real position). Layers run fused with the first three.
         padding: `exclude` scores each sample by its own tokens; `zero` counts pads as scores of 0, as the published
-            program does, which makes a score depend on the batch.
+            program does, which makes a score depend on the batch; with `max` and `sum` alone.
         backend: see `backend.resolve`.
         path: `auto` runs each layer fused where its structure allows and on taps elsewhere, `taps` runs none fused,
             `fused` refuses a model of which no layer can be. `fusion` says what each layer does.
@@ -65,32 +71,39 @@ class Attributor:
         watch: NeuronSet | None = None,
         recompute: bool = False,
     ) -> None:
-        for name, value, known in (
-            ("reduction", reduction, ("max", "sum")),
-            ("padding", padding, ("exclude", "zero")),
-            ("path", path, PATHS),
-        ):
-            if value not in known:
-                raise CulnigError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+        check_reduction(reduction, padding)
+        if path not in PATHS:
+            raise CulnigError(f"unknown path {path!r}; choose from {', '.join(PATHS)}")
         if n_groups < 1:
             raise CulnigError(f"n_groups is {n_groups}; an attribution needs at least one group")
         self.architecture = model if isinstance(model, Architecture) else discover(model)
         self.locations = self.architecture.select(sites)
         self.layout = self.architecture.layout(sites)
+        self._routed = any(location.experts is not None for location in self.locations)
+        if self._routed and reduction == "last":
+            raise CulnigError(
+                "reduction 'last' says nothing of routed experts, which a sample's last token may not reach; use "
+                "another, or leave their sites out"
+            )
         self.n_groups = n_groups
         self.reduction, self.padding = reduction, padding
         self.path, self.recompute = path, recompute
         self.fusion = Fusion()
         self.watched: torch.Tensor | None = None
-        self._watch = _places(self.locations, watch or NeuronSet.empty())
+        self._watch = watched_places(self.locations, watch or NeuronSet.empty())
         self._n_watched = len(watch or ())
         self._ops = backends.resolve(backend)
         self._totals: dict[NeuronSite, torch.Tensor] = {}
         self._stack = contextlib.ExitStack()
+        self._scorers = contextlib.ExitStack()
         self._head: LastPosition | None = None
         self._lengths: torch.Tensor | None = None
+        self._keep: torch.Tensor | None = None
         self._positions = 0
+        self._masked = False
         self._scoring: dict[str, Any] | None = None
+        if path == "fused" and self._why_taps() is not None:
+            raise CulnigError(f"path='fused' cannot be had: {self._why_taps()}; use path='auto' or 'taps'")
 
     def __enter__(self) -> Attributor:
         if self._head is not None:
@@ -106,15 +119,9 @@ class Attributor:
             leaf = self.architecture.embedding.register_forward_hook(_make_leaf)
             stack.callback(leaf.remove)
             check_gradients(self.architecture, lambda: self._few_logits(head))
-            if self.path != "taps":
-                self.fusion = stack.enter_context(self._fused(head))
-            else:
-                self.fusion = Fusion(reasons=dict.fromkeys(range(len(self.architecture.layers)), "asked for"))
-            on_taps = [loc for loc in self.locations if loc.site.layer_idx not in self.fusion.layers]
-            for handle in attach_taps(on_taps, self._score):
-                stack.callback(handle.remove)
-            if self.recompute:
-                stack.enter_context(recomputed_layers(self.architecture.layers))
+            self._masked = False
+            self._scorers = stack.enter_context(contextlib.ExitStack())
+            self._attach(head)
             self._head = head
             self._stack = stack.pop_all()
         return self
@@ -122,21 +129,26 @@ class Attributor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._head = self._lengths = self._scoring = None
+        self._head = self._lengths = self._keep = self._scoring = None
         self._stack.close()
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, lengths: torch.Tensor, *, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Run a right-padded batch.
 
         Args:
             input_ids: int64 [batch, T].
             lengths: int64 [batch] real tokens of each row, in 1…T.
+            positions: bool [batch, T]; when given, the scores are reduced over these real positions alone. From the
+                first such batch on, the block's layers run on taps, and `fusion` says so.
 
         Returns:
             float32 [batch, vocabulary] logits at each sample's last real position; differentiate through them.
 
         Raises:
-            CulnigError: called outside the `with` block, or a length is outside 1…T.
+            CulnigError: called outside the `with` block, a length is outside 1…T, positions mark no real token of a
+                sample, or they are given with path='fused' or padding='zero'.
         """
         if self._head is None:
             raise CulnigError("use the attributor inside its `with` block")
@@ -146,7 +158,14 @@ class Attributor:
             )
         if lengths.device.type == "cpu" and not ((lengths >= 1) & (lengths <= input_ids.shape[1])).all():
             raise CulnigError(f"lengths must lie in 1…{input_ids.shape[1]}; an empty sample cannot be scored")
+        if positions is not None:
+            if self._routed:
+                raise CulnigError("positions cannot be chosen where routed experts are scored; leave their sites out")
+            self._mask()
+            if positions.shape != input_ids.shape:
+                raise CulnigError(f"positions must be {list(input_ids.shape)}, not {list(positions.shape)}")
         self._lengths, self._positions = lengths.to(input_ids.device), input_ids.shape[1]
+        self._keep = None if positions is None else counted(positions, self._lengths)
         with torch.enable_grad():
             return self._head.logits(input_ids, self._lengths)
 
@@ -182,30 +201,23 @@ class Attributor:
         if self._lengths is None:
             raise CulnigError("backward needs a forward before it, inside the `with` block")
         batch = self._lengths.shape
-        device = objective.device
-        weight = torch.ones(batch, dtype=torch.float64) if weight is None else weight.detach()
-        group = torch.zeros(batch, dtype=torch.int64) if group is None else group
-        if objective.shape != batch or weight.shape != batch or group.shape not in (batch, (*batch, self.n_groups)):
-            raise CulnigError(
-                f"objective and weight must be [{batch[0]}], group [{batch[0]}] or [{batch[0]}, {self.n_groups}], not "
-                f"{list(objective.shape)}, {list(weight.shape)}, {list(group.shape)}"
-            )
-        counted = group.dim() == 2
-        if not counted and group.device.type == "cpu" and not ((group >= 0) & (group < self.n_groups)).all():
-            raise CulnigError(f"a group number lies outside 0…{self.n_groups - 1}; give n_groups when constructing")
         self._scoring = {
-            "weight": weight.to(device, torch.float64),
-            "group": group.to(device, torch.float64 if counted else torch.int64),
-            "clamp_below_zero": clamp_below_zero,
+            "weights": SampleWeights.checked(
+                objective, batch, self.n_groups, weight=weight, group=group, clamp_below_zero=clamp_below_zero
+            ),
             "added": set() if added is None else added,
             "rows": torch.arange(batch[0]) if rows is None else rows,
+            "partial": {},
         }
         if self._watch and rows is None:
-            self.watched = torch.full((*batch, self._n_watched), torch.nan, dtype=objective.dtype, device=device)
+            shape = (*batch, self._n_watched)
+            self.watched = torch.full(shape, torch.nan, dtype=objective.dtype, device=objective.device)
         try:
             objective.sum().backward()
+            for location, scores in self._scoring["partial"].values():
+                self._add(location, scores, False)
         finally:
-            self._scoring = self._lengths = None
+            self._scoring = self._lengths = self._keep = None
 
     @property
     def totals(self) -> torch.Tensor:
@@ -256,16 +268,52 @@ class Attributor:
         finally:
             self._lengths = None
 
-    def _fused(self, head: LastPosition) -> contextlib.AbstractContextManager[Fusion]:
-        """The model with fused layers in it, proved on two short samples."""
-        scoring = Scoring(
+    def _attach(self, head: LastPosition) -> None:
+        """Put fused layers, taps and recomputation into the model; closing `_scorers` takes them out."""
+        stack, reason = self._scorers, self._why_taps()
+        if reason is None:
+            fusing = fused_layers(self.architecture, self._fused_scoring(), lambda: self._few_logits(head))
+            self.fusion = stack.enter_context(self._required(fusing))
+        else:
+            self.fusion = Fusion(reasons=dict.fromkeys(range(len(self.architecture.layers)), reason))
+        on_taps = [location for location in self.locations if location.site.layer_idx not in self.fusion.layers]
+        for handle in attach_taps(on_taps, self._score):
+            stack.callback(handle.remove)
+        if self.recompute:
+            stack.enter_context(recomputed_layers(self.architecture.layers))
+
+    def _why_taps(self) -> str | None:
+        """Why no layer may run fused, whatever the model; None when that is left to the model."""
+        if self.path == "taps":
+            return "asked for"
+        if self.reduction not in FUSED_REDUCTIONS:
+            return f"reduction {self.reduction!r} is scored on taps"
+        return "a position mask was given" if self._masked else None
+
+    def _mask(self) -> None:
+        """Make ready for batches with a position mask, which fused layers do not know."""
+        if self.padding == "zero":
+            raise CulnigError("padding='zero' counts pads, and positions leave some out; use padding='exclude'")
+        if self.path == "fused":
+            raise CulnigError("path='fused' knows no position mask; use path='auto' or 'taps'")
+        self._masked = True
+        if self.fusion.layers:
+            self._leave_fused()
+
+    def _leave_fused(self) -> None:
+        """Take the fused layers out of the model, in the middle of a block."""
+        assert self._head is not None
+        self._scorers.close()
+        self._attach(self._head)
+
+    def _fused_scoring(self) -> Scoring:
+        return Scoring(
             ops=self._ops,
-            reduction=self.reduction,
+            reduction="sum" if self.reduction == "mean" else self.reduction,
             wanted=frozenset(location.site for location in self.locations),
             lengths=self._running_lengths,
-            add=self._add,
+            add=self._add_fused,
         )
-        return self._required(fused_layers(self.architecture, scoring, lambda: self._few_logits(head)))
 
     @contextlib.contextmanager
     def _required(self, fusing: contextlib.AbstractContextManager[Fusion]) -> Iterator[Fusion]:
@@ -282,14 +330,50 @@ class Attributor:
             raise CulnigError("the model ran outside Attributor.forward; call that one instead")
         return self._lengths
 
-    def _score(self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor) -> None:
-        """Score what a tap saw."""
+    def _score(
+        self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None
+    ) -> None:
+        """Score what a tap saw; `routing` comes with rows of routed experts."""
         if self._scoring is None or self._lengths is None:
             raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
         lengths = self._lengths.to(act.device)
+        if routing is not None:
+            scores = routed_scores(
+                self._ops.actgrad_reduce,
+                act,
+                grad,
+                lengths,
+                self._positions,
+                self.reduction,
+                routing,
+                location.site.experts,
+            )
+            if routing.only is None:
+                self._add(location, scores, False)
+            else:
+                self._put(location, scores, routing.only)
+            return
         if act.dim() == 2:  # OPT runs its MLP on [batch·T, hidden]
             act, grad = act.unflatten(0, (len(lengths), -1)), grad.unflatten(0, (len(lengths), -1))
-        self._add(location, self._ops.actgrad_reduce(act, grad, lengths, self.reduction), False)
+        keep = None if self._keep is None else self._keep.to(act.device)
+        self._add(location, self._ops.actgrad_reduce(act, grad, lengths, self.reduction, keep=keep), False)
+
+    def _add_fused(self, location: SiteLocation, scores: torch.Tensor, last: bool) -> None:
+        """`_add` of what a fused layer scored, which knows the mean as a sum."""
+        if self.reduction == "mean":
+            scores = scores / self._running_lengths().to(scores.device)[:, None]
+        self._add(location, scores, last)
+
+    def _put(self, location: SiteLocation, scores: torch.Tensor, expert: int) -> None:
+        """Keep one expert's scores [batch, K] until all that a token reached have theirs, at the end of the pass."""
+        if self._scoring is None:
+            raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
+        site, columns = location.site, scores.shape[1]
+        kept = self._scoring["partial"]
+        if site not in kept:
+            whole = torch.zeros(len(scores), site.width, dtype=scores.dtype, device=scores.device)
+            kept[site] = location, whole
+        kept[site][1][:, expert * columns : (expert + 1) * columns] = scores.to(kept[site][1].device)
 
     def _add(self, location: SiteLocation, scores: torch.Tensor, last: bool) -> None:
         """Add the running batch's scores [batch, K] to a site's totals.
@@ -314,30 +398,8 @@ class Attributor:
             rows = self._scoring["rows"].to(self.watched.device)
             self.watched[rows[:, None], places.to(rows.device)] = scores[:, columns.to(scores.device)].to(self.watched)
         totals = self._totals_of(location, scores.device)
-        weight, group = self._scoring["weight"].to(scores.device), self._scoring["group"].to(scores.device)
-        if group.dim() == 2:
-            weighted = scores.double() * weight[:, None]
-            totals += group.T @ (weighted.clamp(min=0.0) if self._scoring["clamp_below_zero"] else weighted)
-        else:
-            self._ops.accumulate(scores, weight, group, totals, self._scoring["clamp_below_zero"])
+        self._scoring["weights"].add(scores, totals, self._ops)
         self._scoring["added"].add(location.site)
-
-
-def _places(locations: Sequence[SiteLocation], watch: NeuronSet) -> dict[NeuronSite, tuple[torch.Tensor, torch.Tensor]]:
-    """Site → (columns of it that are watched, their places in the set)."""
-    sites = {(location.site.module_name, location.site.layer_idx): location.site for location in locations}
-    found: dict[NeuronSite, tuple[list[int], list[int]]] = {}
-    for place, neuron in enumerate(watch):
-        site = sites.get((neuron.module_name, neuron.layer_idx))
-        if site is None or neuron.neuron_idx >= site.width:
-            raise CulnigError(
-                f"neuron {neuron.neuron_idx} of {neuron.module_name} in layer {neuron.layer_idx} is to be watched but "
-                "is not scored; is the set of another model, or the site left out?"
-            )
-        columns, places = found.setdefault(site, ([], []))
-        columns.append(neuron.neuron_idx)
-        places.append(place)
-    return {site: (torch.tensor(columns), torch.tensor(places)) for site, (columns, places) in found.items()}
 
 
 def _make_leaf(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from culnig_fast.architecture import Architecture, SiteLocation
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import make_batch
 from culnig_fast.errors import CulnigError
+from culnig_fast.experts import Routing
 from culnig_fast.neurons import NeuronLayout, NeuronSite
 
 _REMEDY = "the model's weights may hold NaN, or its dtype overflows: try bfloat16 or float32"
@@ -107,10 +108,14 @@ class _Watcher(Attributor):
                     return f"the {what} of neuron {column} of {module} is {value}"
         return ""
 
-    def _score(self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor) -> None:
+    def _score(
+        self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None
+    ) -> None:
         for what, tensor in (("activation", act), ("gradient", grad)):
             rows = tensor.detach().reshape(-1, tensor.shape[-1])
             bad = (~torch.isfinite(rows)).nonzero()
             if len(bad):
                 row, column = bad[0].tolist()
-                self._found[what, location.site] = column, float(rows[row, column])
+                expert = 0 if routing is None else int(routing.experts[row])
+                place = expert * tensor.shape[-1] + column
+                self._found[what, location.site] = place, float(rows[row, column])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from culnig_fast.fused import FusedLayer, Scoring
 from culnig_fast.joining import joined, overlapping
 from culnig_fast.layer_parts import LayerParts, find_parts
 from culnig_fast.layer_trace import NotFusable
-from culnig_fast.probe import LayerProbe, recorded_layers
+from culnig_fast.probe import LayerProbe, distance, recorded_layers, same_output
 
 PATHS = ("auto", "fused", "taps")
 
@@ -102,7 +101,7 @@ def fuse_layer(
         got = layer(*probe.args, **probe.kwargs)
         if parts.returns_tuple:
             got, expected = got[0], expected[0]
-        if not _same_layer(got, expected):
+        if not same_output(got, expected):
             raise NotFusable("it computes something else than a gated MLP and rotary attention between RMS norms")
         stack.push(own.pop_all())
     return layer
@@ -124,22 +123,9 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
         del module.forward
 
 
-def _same_layer(got: torch.Tensor, expected: torch.Tensor) -> bool:
-    return _distance(got, expected) <= 1e-5 + 8 * torch.finfo(expected.dtype).eps
-
-
 def same_model(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether two runs of one model agree.
 
     Wider than for one layer: in bf16 two right paths through sixty layers end a tenth apart, a wrong one a whole.
     """
-    return _distance(got, expected) <= 1e-4 + 24 * torch.finfo(dtype).eps
-
-
-def _distance(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference over that of what was expected; NaN is at infinity."""
-    if got.shape != expected.shape:
-        return math.inf
-    got, expected = got.double(), expected.double()
-    distance = float((got - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-    return math.inf if math.isnan(distance) else distance
+    return distance(got, expected) <= 1e-4 + 24 * torch.finfo(dtype).eps

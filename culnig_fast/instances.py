@@ -31,7 +31,8 @@ class InstanceTable:
 
     Attributes:
         neurons: the set.
-        scores: float64 [samples, neurons], s(x_q, y_q): the maximum over positions of n·∂P/∂n, not weighted.
+        scores: float64 [samples, neurons], s(x_q, y_q): n·∂P/∂n reduced over positions, by default their maximum; not
+            weighted.
         probability: float64 [samples], P_q.
         ids, groups: [samples] of the questions.
         metadata: JSON-ready provenance.

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM held back until work reaches a point at which it can stop."""
+"""SIGINT and SIGTERM: held back until work reaches a point at which it can stop, or heeded at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+from culnig_fast.errors import Interrupted
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,3 +39,24 @@ def held_signals() -> Iterator[list[int]]:
         for number, handler in earlier.items():
             # None: a handler that was not set from Python and that Python cannot set again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def terminated() -> Iterator[None]:
+    """Inside the block SIGTERM raises Interrupted on the spot, as SIGINT raises KeyboardInterrupt.
+
+    For work whose steps are too long to wait for. An ignored SIGTERM stays so; outside the main thread nothing changes.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, "stopped by SIGTERM")
+
+    earlier = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if earlier is None else earlier)

@@ -86,6 +86,8 @@ def find_parts(probe: LayerProbe, sites: Sequence[SiteLocation]) -> LayerParts:
         NotFusable: the layer has another form, or somebody hooked a part of it.
     """
     by_name = {site.site.module_name: site for site in sites}
+    if any(site.experts is not None for site in sites):
+        raise NotFusable("its MLP is a mixture of experts")
     _check_form(probe, by_name)
     with torch.no_grad():
         trace = record(probe)

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
+from culnig_fast.experts import Change
 from culnig_fast.neurons import NeuronSet
 from culnig_fast.probe import linear_shape
 from culnig_fast.quantised import device_of, why_not_plain
@@ -33,6 +34,12 @@ def scaled(model: Any, neurons: NeuronSet, factor: float) -> Iterator[Any]:
     architecture = _architecture(model)
     with contextlib.ExitStack() as stack:
         for location, columns in _columns_by_site(architecture, neurons):
+            if location.experts is not None:
+                handle = location.experts.attach(
+                    location.part, location.tensor, _expert_scale(location, columns, factor)
+                )
+                stack.callback(handle.remove)
+                continue
             scale = _scale(location, columns, factor)
             if location.tensor == "output":
                 handle = location.module.register_forward_hook(
@@ -60,7 +67,8 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
     """Write an intervention into the weights; `save_pretrained` of the result is an ordinary checkpoint.
 
     A neuron is an output column of a projection, so its weight row and bias are multiplied (`mlp.act`: the column of
-    the projection that reads it). With a factor of 0 or a power of two this equals the hook to the last bit.
+    the projection that reads it). With a factor of 0 or a power of two this equals the hook to the last bit, but for
+    routed experts held in 3-D parameters, which run other products while they are hooked: there to rounding.
 
     Args:
         model: a Hugging Face decoder.
@@ -77,13 +85,13 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
     edits = _columns_by_site(discover(model), neurons)
     shared = _shared_parameters(model)
     for location, _ in edits:
-        kind = why_not_plain(location.module)
+        kind = None if location.experts is not None else why_not_plain(location.module)
         if kind is not None:
             raise CulnigError(
                 f"{location.module_path} is quantised ({kind}) and cannot be edited; load the model unquantised, or "
                 "use suppress() or enhance()"
             )
-        if id(location.module.weight) in shared:
+        if any(id(weight) in shared for weight in _weights(location)):
             raise CulnigError(
                 f"{location.module_path} shares its weight with another module, so an edit would change both; "
                 "use suppress() instead"
@@ -91,6 +99,10 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
     result = model if in_place else copy.deepcopy(model)
     with torch.no_grad():
         for location, columns in edits:
+            if location.experts is not None:
+                edits_of = _expert_columns(location, columns)
+                location.experts.scale(result, location.part, location.tensor, edits_of, factor)
+                continue
             module: Any = result.get_submodule(location.module_path)
             index = torch.tensor(columns, device=module.weight.device) + location.columns.start
             rows_are_outputs = not isinstance(module, Conv1D)
@@ -129,6 +141,29 @@ def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.T
     scale = torch.ones(width, device=device)
     scale[torch.tensor(columns, device=device) + location.columns.start] = factor
     return scale
+
+
+def _weights(location: SiteLocation) -> list[nn.Parameter]:
+    if location.experts is not None:
+        return location.experts.weights(location.part)
+    return [location.module.weight]
+
+
+def _expert_columns(location: SiteLocation, columns: list[int]) -> list[tuple[int, int]]:
+    """(expert, column of its projection's tensor) of each of the site's neurons."""
+    places = range(location.columns.start, location.columns.stop, location.columns.step or 1)
+    return [(column // len(places), places[column % len(places)]) for column in columns]
+
+
+def _expert_scale(location: SiteLocation, columns: list[int], factor: float) -> Change:
+    """Multiplies the neurons of whichever expert a row is of."""
+    if location.experts is None:
+        raise CulnigError(f"{location.module_path} holds no routed experts")
+    scale = torch.ones(location.experts.count, location.experts.columns(location.part, location.tensor))
+    experts, places = torch.tensor(_expert_columns(location, columns)).T
+    scale[experts, places] = factor
+    scale = scale.to(device_of(location.module))
+    return lambda values, routing: values * scale.to(values)[routing.experts]
 
 
 def _multiply(tensor: nn.Parameter, along: int, index: torch.Tensor, factor: float) -> None:

@@ -16,7 +16,12 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.files import read_json, write_json
 
 ATTENTION_MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-MLP_MODULES = ("mlp.gate_proj", "mlp.up_proj", "mlp.act")
+DENSE_MODULES = ("mlp.gate_proj", "mlp.up_proj", "mlp.act")
+SHARED_MODULES = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert.act")
+"""Of an expert that every token passes, beside the routed ones."""
+EXPERT_MODULES = ("mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.experts.act")
+"""Of a mixture's routed experts: column c of expert e is neuron e · (columns of one expert) + c."""
+MLP_MODULES = DENSE_MODULES + SHARED_MODULES + EXPERT_MODULES
 MODULE_NAMES = ATTENTION_MODULES + MLP_MODULES
 """Every module name, in the order that the neurons of one layer have in the flat index (CULNIG, section 2)."""
 
@@ -36,17 +41,26 @@ def check_module_names(names: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class NeuronSite:
-    """The `width` neurons of one module in one layer, e.g. the 8192 columns of `mlp.gate_proj` in layer 3."""
+    """The `width` neurons of one module in one layer, e.g. the 8192 columns of `mlp.gate_proj` in layer 3.
+
+    Attributes:
+        module_name: one of `MODULE_NAMES`.
+        layer_idx: the decoder layer.
+        width: neurons, those of all experts together.
+        experts: among how many routed experts they are divided evenly, expert by expert; 1 for every other module.
+    """
 
     module_name: str
     layer_idx: int
     width: int
+    experts: int = 1
 
 
 class NeuronLayout:
     """Flat index ⇄ (module name, layer, column) for the scored neurons of one model.
 
-    Flat order: layer, then q, k, v, gate, up, act within the layer, then column. The order breaks ties everywhere.
+    Flat order: layer, then q, k, v, gate, up, act within the layer, then column; of a mixture's routed experts expert,
+    then column. The order breaks ties everywhere.
 
     Args:
         sites: the scored sites in any order; every (module, layer) at most once, widths positive.
@@ -63,6 +77,12 @@ class NeuronLayout:
                 raise CulnigError(
                     f"site {site.module_name} of layer {site.layer_idx} has width {site.width}; "
                     "layers count from 0 and widths from 1"
+                )
+            divided = site.experts != 1
+            if site.experts < 1 or site.width % site.experts or (divided and site.module_name not in EXPERT_MODULES):
+                raise CulnigError(
+                    f"site {site.module_name} of layer {site.layer_idx} cannot divide {site.width} neurons among "
+                    f"{site.experts} experts; only {', '.join(EXPERT_MODULES)} have experts, all of one width"
                 )
         self.sites = tuple(sorted(sites, key=lambda site: (site.layer_idx, _ORDER[site.module_name])))
         if sum(site.width for site in self.sites) >= 2**63:
@@ -127,9 +147,30 @@ class NeuronLayout:
         layers = np.array([site.layer_idx for site in self.sites], dtype=np.int64)
         return names[position], layers[position], flat - self._starts[position]
 
-    def flat(self, module_name: str, layer_idx: int, neuron_idx: int) -> int:
-        """Flat index of one neuron; CulnigError when the layout has no such site or column."""
+    def expert_of(self, flat: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Expert and column within it, int64 [n] each, of flat indices [n]; expert −1 for neurons of no expert."""
+        names, layers, columns = self.locate(flat)
+        sites = [self.sites[self._position[key]] for key in zip(names, layers.tolist(), strict=True)]
+        inside = np.array([site.module_name in EXPERT_MODULES for site in sites], dtype=bool)
+        width = np.array([site.width // site.experts for site in sites], dtype=np.int64)
+        return np.where(inside, columns // width, -1), np.where(inside, columns % width, columns)
+
+    def flat(self, module_name: str, layer_idx: int, neuron_idx: int, expert: int | None = None) -> int:
+        """Flat index of one neuron, or of column `neuron_idx` of one expert.
+
+        Raises:
+            CulnigError: the layout has no such site, expert or column.
+        """
         where = self.slice(module_name, layer_idx)
+        if expert is not None:
+            site = self.sites[self._position[module_name, layer_idx]]
+            width = site.width // site.experts
+            if module_name not in EXPERT_MODULES or not (0 <= expert < site.experts and 0 <= neuron_idx < width):
+                raise CulnigError(
+                    f"{module_name} of layer {layer_idx} has experts 0…{site.experts - 1} of {width} neurons, so no "
+                    f"neuron {neuron_idx} of expert {expert}"
+                )
+            neuron_idx += expert * width
         if not 0 <= neuron_idx < where.stop - where.start:
             raise CulnigError(
                 f"{module_name} of layer {layer_idx} has neurons 0…{where.stop - where.start - 1}, not {neuron_idx}"
@@ -146,14 +187,20 @@ class NeuronLayout:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form; `from_dict` reads it back."""
-        return {"sites": [[site.module_name, site.layer_idx, site.width] for site in self.sites]}
+        """A JSON-ready form; `from_dict` reads it back. A site of routed experts has their number as a fourth entry."""
+        return {
+            "sites": [
+                [site.module_name, site.layer_idx, site.width, *([site.experts] if site.experts != 1 else [])]
+                for site in self.sites
+            ]
+        }
 
     @classmethod
     def from_dict(cls, value: Any) -> NeuronLayout:
         """Read what `to_dict` wrote; CulnigError for anything else."""
         try:
-            return cls([NeuronSite(str(m), _whole(layer), _whole(width)) for m, layer, width in value["sites"]])
+            sites = [(str(name), [_whole(number) for number in numbers]) for name, *numbers in value["sites"]]
+            return cls([NeuronSite(name, *numbers) for name, numbers in sites])
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             if isinstance(error, CulnigError):
                 raise
@@ -224,7 +271,13 @@ class NeuronSet:
         """The set of the flat indices [n] of `layout`, in the order given; scores [n] default to 0."""
         names, layers, columns = layout.locate(flat)
         scores = np.zeros(len(names)) if scores is None else scores
-        return cls(tuple(names), layers, columns, scores, dict(info or {}))
+        chosen = set(names)
+        # With it a reader of the file tells expert and column: neuron_idx divided by the width, and the remainder.
+        widths = {s.module_name: s.width // s.experts for s in layout.sites if s.module_name in EXPERT_MODULES}
+        widths = {name: width for name, width in widths.items() if name in chosen}
+        return cls(
+            tuple(names), layers, columns, scores, {**(info or {}), **({"expert_width": widths} if widths else {})}
+        )
 
     @classmethod
     def empty(cls) -> NeuronSet:
@@ -297,6 +350,34 @@ class NeuronSet:
         except (CulnigError, OverflowError) as error:
             raise CulnigError(f"{path}: {error}") from error
 
+    def to_pandas(self) -> Any:
+        """A frame of one row a neuron, best first: module_name, layer_idx, neuron_idx, attribute_score; `info` is
+        in its `attrs`."""
+        from culnig_fast import frames
+
+        return frames.to_pandas(*frames.set_columns(self))
+
+    def to_arrow(self) -> Any:
+        """As `to_pandas`, a pyarrow.Table; `info` is JSON under `culnig_fast` in its metadata."""
+        from culnig_fast import frames
+
+        return frames.to_arrow(*frames.set_columns(self))
+
+    @classmethod
+    def from_pandas(cls, frame: Any, info: dict[str, Any] | None = None) -> NeuronSet:
+        """The set of a frame's rows in their order, e.g. of a filtered `to_pandas()`.
+
+        Args:
+            frame: with module_name, layer_idx and neuron_idx; without attribute_score the scores are 0.
+            info: facts of the set; None takes what the frame has in its `attrs`.
+
+        Raises:
+            CulnigError: a column is missing, an index is no whole number, a score is not finite, or as for the class.
+        """
+        from culnig_fast import frames
+
+        return frames.set_from_pandas(frame, info)
+
     def __iter__(self) -> Iterator[Neuron]:
         rows = (self.module_names, self.layer_idx.tolist(), self.neuron_idx.tolist(), self.scores.tolist())
         return (Neuron(*row) for row in zip(*rows, strict=True))
@@ -356,7 +437,8 @@ def _first_outside(flat: np.ndarray, size: int) -> int:
 
 
 def _describe(site: NeuronSite) -> str:
-    return f"{site.width} neurons of {site.module_name} in layer {site.layer_idx}"
+    among = f" of {site.experts} experts" if site.experts != 1 else ""
+    return f"{site.width} neurons of {site.module_name}{among} in layer {site.layer_idx}"
 
 
 def _span(layers: Sequence[int]) -> str:

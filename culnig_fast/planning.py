@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from culnig_fast.architecture import PAPER_SITES, find_layers, kv_heads
+from culnig_fast.architecture import PAPER_SITES, find_layers
 from culnig_fast.errors import CulnigError
 from culnig_fast.fake_model import fake_model, read_config, taps_per_token
-from culnig_fast.neurons import check_module_names
+from culnig_fast.neurons import EXPERT_MODULES, SHARED_MODULES, check_module_names
 from culnig_fast.probe import linear_shape
+from culnig_fast.roles import kv_heads
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FREE = 0.9
@@ -39,6 +40,8 @@ class Widths:
     def of(self, module_name: str) -> int:
         """Neurons of a module in one layer; 0 where the layer has none."""
         if module_name == "mlp.gate_proj" and not self.gated:
+            return 0
+        if module_name in SHARED_MODULES + EXPERT_MODULES:  # mixtures are not planned
             return 0
         attention = {"self_attn.q_proj": self.queries, "self_attn.k_proj": self.keys, "self_attn.v_proj": self.keys}
         return attention.get(module_name, self.intermediate)

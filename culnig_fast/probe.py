@@ -12,7 +12,8 @@ Then one projection at a time is disturbed and the input of its block's last pro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -75,9 +76,12 @@ class LayerProbe:
         self.layer = layer
         self.args, self.kwargs = args, kwargs
 
-    def blocks(self) -> tuple[list[Block], list[Projection]]:
-        """The blocks in calling order, and the projections that fit into none."""
-        calls = self._trace()
+    def blocks(self, skip: Iterable[str] = ()) -> tuple[list[Block], list[Projection]]:
+        """The blocks in calling order, and the projections that fit into none; what lies under a path of `skip` is not
+        looked at.
+        """
+        skip = tuple(skip)
+        calls = [call for call in self._trace() if not any(lies_under(call[0].path, path) for path in skip)]
         blocks: list[Block] = []
         loose: list[Projection] = []
         position = 0
@@ -210,6 +214,25 @@ def _resized(value: torch.Tensor, size: float) -> torch.Tensor:
 def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether both begin at one address and have as many elements."""
     return a.data_ptr() == b.data_ptr() and a.numel() == b.numel()
+
+
+def lies_under(path: str, parent: str) -> bool:
+    """Whether a module's or parameter's path is `parent` or within it."""
+    return path == parent or path.startswith(f"{parent}.")
+
+
+def distance(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference over that of what was expected; NaN is at infinity."""
+    if got.shape != expected.shape:
+        return math.inf
+    got, expected = got.double(), expected.double()
+    result = float((got - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    return math.inf if math.isnan(result) else result
+
+
+def same_output(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two ways to compute one layer or part of it agree, up to rounding of their dtype."""
+    return distance(got, expected) <= 1e-5 + 8 * torch.finfo(expected.dtype).eps
 
 
 def _label(projection: Projection) -> str:

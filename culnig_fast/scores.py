@@ -80,6 +80,28 @@ class ScoreTable:
         row: np.ndarray = self.totals[self.group_index(name)]
         return row
 
+    def to_pandas(self, groups: Sequence[str] | None = None) -> Any:
+        """A frame of one row a neuron in flat order: module_name, layer_idx, neuron_idx, and one column a group.
+
+        Args:
+            groups: which; None means all. A column is eight bytes a neuron.
+
+        Returns:
+            pandas.DataFrame; samples, Σ P of each group and the table's metadata are in its `attrs`.
+
+        Raises:
+            CulnigError: there is no such group, or one is called like a column of names.
+        """
+        from culnig_fast import frames
+
+        return frames.to_pandas(*frames.table_columns(self, groups))
+
+    def to_arrow(self, groups: Sequence[str] | None = None) -> Any:
+        """As `to_pandas`, a pyarrow.Table; what is in a frame's `attrs` is JSON under `culnig_fast` in its metadata."""
+        from culnig_fast import frames
+
+        return frames.to_arrow(*frames.table_columns(self, groups))
+
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a safetensors file with layout, groups, ids and metadata in its header; atomic.
 

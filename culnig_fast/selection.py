@@ -60,7 +60,8 @@ def select_general(
         control: scores on the same prompts without the question, or None to subtract nothing.
         surface: scores on CountryRC, or None to drop nothing.
         mlp_share, attention_share, surface_share: parts of a pool, 0 to 1.
-        mlp_modules: the MLP pool; by default `mlp.gate_proj`, or `mlp.up_proj` where the model has no gate.
+        mlp_modules: the MLP pool; by default every gate (`mlp.gate_proj` and those of experts), or `mlp.up_proj` and
+            the like where the model has no gate.
         attention_modules: the attention pool. An empty choice leaves a pool out.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 
 from culnig_fast import ranking
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, check_module_names
+from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, check_module_names
 from culnig_fast.ranking import Candidates, Job, NotANumberError, Source, implementation
 from culnig_fast.selection_input import country_row
 
@@ -76,7 +76,7 @@ def general_pools(
     attention_shares: Sequence[float],
 ) -> list[Pool]:
     """The pools that were not left out; CulnigError when none is, or a module is in both."""
-    mlp = (mlp_module(layout),) if mlp_modules is None else _choice(mlp_modules)
+    mlp = mlp_modules_of(layout) if mlp_modules is None else _choice(mlp_modules)
     attention = _choice(attention_modules)
     for name in mlp:
         if name in attention:
@@ -166,11 +166,15 @@ def named_errors(layout: NeuronLayout) -> Iterator[None]:
         ) from None
 
 
-def mlp_module(layout: NeuronLayout) -> str:
-    """The MLP module that is selected from by default; CulnigError where none was scored."""
-    for name in ("mlp.gate_proj", "mlp.up_proj"):
-        if name in layout.module_names:
-            return name
+def mlp_modules_of(layout: NeuronLayout) -> tuple[str, ...]:
+    """The MLP modules that are selected from by default; CulnigError where none was scored.
+
+    The gates of dense layers, shared and routed experts together; where no gate was scored, what goes up.
+    """
+    for part in ("gate_proj", "up_proj"):
+        names = tuple(name for name in MLP_MODULES if name.endswith(part) and name in layout.module_names)
+        if names:
+            return names
     raise CulnigError(
         f"neither mlp.gate_proj nor mlp.up_proj was scored (only {', '.join(layout.module_names)}); "
         "score one of them, or name the modules to select from"
@@ -179,7 +183,7 @@ def mlp_module(layout: NeuronLayout) -> str:
 
 def default_modules(layout: NeuronLayout) -> tuple[str, ...]:
     """The one pool of specific and random sets."""
-    return (*ATTENTION_MODULES, mlp_module(layout))
+    return (*ATTENTION_MODULES, *mlp_modules_of(layout))
 
 
 def _choice(modules: Iterable[str]) -> tuple[str, ...]:

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from culnig_fast.architecture import SiteLocation
+from culnig_fast.experts import Change, Routing
 
-Score = Callable[[SiteLocation, torch.Tensor, torch.Tensor], None]
-"""Receives a site, its activation [S, T, K] and the gradient [S, T, K] that has just arrived there."""
+
+class Location(Protocol):
+    """Where a tap sits, and which part of what passes there it shows."""
+
+    @property
+    def module(self) -> Any:
+        """The module whose output or input is tapped."""
+        ...
+
+    @property
+    def columns(self) -> slice:
+        """Of the tensor's last dimension."""
+        ...
+
+    @property
+    def tensor(self) -> str:
+        """`output` or `input`."""
+        ...
+
+
+L = TypeVar("L", bound=Location)
+Score = Callable[..., None]
+"""Receives a location, its activation [S, ..., K] and the gradient [S, ..., K] that has just arrived there; of routed
+experts activation and gradient [rows, K] and, as a fourth argument, the `Routing` of the rows."""
 
 
 class _Tap(torch.autograd.Function):
-    """Hands its input through; in backward, shows (activation, gradient) to each location and hands both through.
+    """Hands its input through; in backward, shows (activation, gradient) and hands both through.
 
     Nothing is retained that the projection's consumer does not keep anyway: the saved activation is the same
     storage. Recomputation (gradient checkpointing) builds a new tap, and only that one's backward runs, so a neuron
@@ -23,39 +45,123 @@ class _Tap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, activation: torch.Tensor, locations: Sequence[SiteLocation], score: Score) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        activation: torch.Tensor,
+        anchor: torch.Tensor | None,
+        copied: bool,
+        show: Callable[[torch.Tensor, torch.Tensor], None],
+    ) -> torch.Tensor:
         ctx.save_for_backward(activation)
-        ctx.locations, ctx.score = locations, score
-        return activation.view_as(activation)
+        ctx.show = show
+        return activation.clone() if copied else activation.view_as(activation)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         (activation,) = ctx.saved_tensors
-        for location in ctx.locations:
-            columns = location.columns
-            ctx.score(location, activation[..., columns], grad[..., columns])
-        return grad, None, None
+        ctx.show(activation, grad)
+        return grad if ctx.needs_input_grad[0] else None, None, None, None
 
 
-def attach_taps(locations: Sequence[SiteLocation], score: Score) -> list[Any]:
-    """Hook a tap on every projection that holds one of the locations; sites of a fused projection share one.
+def tapped(
+    activation: torch.Tensor,
+    show: Callable[[torch.Tensor, torch.Tensor], None],
+    *,
+    anchor: torch.Tensor | None = None,
+    copied: bool = False,
+) -> torch.Tensor:
+    """The activation, whose gradient will be shown beside it as it passes.
+
+    Args:
+        activation: any shape.
+        show: takes the activation and the gradient.
+        anchor: a scalar that requires a gradient; with it the tap is reached by every backward pass, also where nothing
+            below requires one, and `torch.autograd.grad(·, anchor)` computes nothing but what the taps need.
+        copied: hand a copy on, for a consumer that overwrites its input.
+    """
+    out: torch.Tensor = _Tap.apply(activation, anchor, copied, show)
+    return out
+
+
+def was_overwritten(error: BaseException | None) -> bool:
+    """Whether torch refused an operation that writes over what a tap handed on."""
+    return isinstance(error, RuntimeError) and "_Tap" in str(error) and "inplace" in str(error)
+
+
+def attach_taps(
+    locations: Sequence[L],
+    score: Callable[[L, torch.Tensor, torch.Tensor], None],
+    *,
+    anchor: torch.Tensor | None = None,
+    copied: bool = False,
+) -> list[Any]:
+    """Hook a tap on every module that holds one of the locations; those of one tensor share one.
+
+    A module that returns a tuple is tapped at its first entry; one that is called by keywords alone, at the first.
+
+    Args:
+        locations: where.
+        score: what is called for each, in backward.
+        anchor, copied: see `tapped`.
 
     Returns:
         hook handles; remove them to undo.
     """
-    outputs: dict[nn.Module, list[SiteLocation]] = {}
-    inputs: dict[nn.Module, list[SiteLocation]] = {}
+    outputs: dict[nn.Module, list[L]] = {}
+    inputs: dict[nn.Module, list[L]] = {}
+    routed = [location for location in locations if getattr(location, "experts", None) is not None]
     for location in locations:
+        if getattr(location, "experts", None) is not None:
+            continue
         (outputs if location.tensor == "output" else inputs).setdefault(location.module, []).append(location)
+
+    def tap(activation: torch.Tensor, sites: Sequence[L]) -> torch.Tensor:
+        def show(activation: torch.Tensor, grad: torch.Tensor) -> None:
+            for site in sites:
+                score(site, activation[..., site.columns], grad[..., site.columns])
+
+        return tapped(activation, show, anchor=anchor, copied=copied)
+
+    def after(sites: Sequence[L]) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            return (tap(output[0], sites), *output[1:]) if isinstance(output, tuple) else tap(output, sites)
+
+        return hook
+
+    def before(sites: Sequence[L]) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (tap(args[0], sites), *args[1:]), kwargs
+            first = next(iter(kwargs))
+            return args, {**kwargs, first: tap(kwargs[first], sites)}
+
+        return hook
+
+    handles = _attach_expert_taps(routed, score)
+    handles += [module.register_forward_hook(after(sites)) for module, sites in outputs.items()]
+    handles += [module.register_forward_pre_hook(before(sites), with_kwargs=True) for module, sites in inputs.items()]
+    return handles
+
+
+def _attach_expert_taps(locations: Sequence[Any], score: Score) -> list[Any]:
+    """The same on routed experts, one tap for the sites of one tensor."""
+    places: dict[tuple[nn.Module, str, Literal["output", "input"]], list[Any]] = {}
+    for location in locations:
+        places.setdefault((location.module, location.part, location.tensor), []).append(location)
+
+    def taps_of(sites: list[Any]) -> Change:
+        def change(values: torch.Tensor, routing: Routing) -> torch.Tensor:
+            def show(act: torch.Tensor, grad: torch.Tensor) -> None:
+                for site in sites:
+                    score(site, act[..., site.columns], grad[..., site.columns], routing)
+
+            return tapped(values, show)
+
+        return change
+
     handles = []
-    for module, sites in outputs.items():
-        handles.append(
-            module.register_forward_hook(lambda m, args, output, sites=sites: _Tap.apply(output, sites, score))
-        )
-    for module, sites in inputs.items():
-        handles.append(
-            module.register_forward_pre_hook(
-                lambda m, args, sites=sites: (_Tap.apply(args[0], sites, score), *args[1:])
-            )
-        )
+    for (_, part, tensor), sites in places.items():
+        experts = sites[0].experts
+        if experts is not None:
+            handles.append(experts.attach(part, tensor, taps_of(sites)))
     return handles

@@ -82,16 +82,36 @@ UNLISTED: dict[str, Any] = {
 }
 """Families nobody listed, whose structure is there all the same."""
 
-REFUSED: dict[str, Any] = {
-    "gpt_neox_interleaved": lambda: tf.GPTNeoXConfig(**_COMMON),
-    "qwen2_moe_shared_expert": lambda: tf.Qwen2MoeConfig(
+MIXTURES: dict[str, Any] = {
+    "mixtral": lambda: tf.MixtralConfig(**_COMMON, num_local_experts=4),
+    "qwen3_moe": lambda: tf.Qwen3MoeConfig(
+        **_COMMON, head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
+    "gpt_oss": lambda: tf.GptOssConfig(
+        **_COMMON, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4
+    ),
+    "qwen2_moe": lambda: tf.Qwen2MoeConfig(
         **_COMMON,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
-        shared_expert_intermediate_size=48,
+        shared_expert_intermediate_size=40,
     ),
-    "mixtral": lambda: tf.MixtralConfig(**_COMMON, num_local_experts=4),
+}
+"""Mixtures of experts: plain, small, with biases and interleaved gates, with a shared expert."""
+
+PART_MIXTURES: dict[str, Any] = {
+    "qwen3_moe_dense_first": lambda: tf.Qwen3MoeConfig(
+        **_COMMON, head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24, mlp_only_layers=[0]
+    ),
+}
+"""Mixtures with a layer that is none."""
+
+REFUSED: dict[str, Any] = {
+    "gpt_neox_interleaved": lambda: tf.GPTNeoXConfig(**_COMMON),
+    "llama4_every_token_at_every_expert": lambda: tf.Llama4TextConfig(
+        **_COMMON, intermediate_size_mlp=48, num_local_experts=4, head_dim=8
+    ),
     "mamba": lambda: tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
 }
 """Families whose neurons cannot be told apart, or only in part."""
@@ -99,10 +119,17 @@ REFUSED: dict[str, Any] = {
 
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A model of the named family with random weights, in evaluation mode."""
-    config = {**LISTED, **UNLISTED, **REFUSED}[name]()
+    config = {**LISTED, **UNLISTED, **MIXTURES, **PART_MIXTURES, **REFUSED}[name]()
     torch.manual_seed(seed)
     if isinstance(config, tf.Gemma3Config):
         model = tf.Gemma3ForConditionalGeneration(config)
     else:
         model = tf.AutoModelForCausalLM.from_config(config)
+    if name in MIXTURES:
+        if dtype == torch.float64:  # grouped products know no float64
+            model.set_experts_implementation("eager")
+        with torch.no_grad():  # biases begin at 0, where a wrong one would not be seen
+            for path, parameter in model.named_parameters():
+                if path.endswith("bias"):
+                    parameter.normal_(std=0.3)
     return model.to(dtype).eval()

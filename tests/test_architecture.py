@@ -82,8 +82,7 @@ def test_other_attribute_names_are_found() -> None:
     ("family", "words"),
     [
         ("gpt_neox_interleaved", ["GPTNeoXLayer", "query_key_value"]),
-        ("qwen2_moe_shared_expert", ["Qwen2MoeDecoderLayer", "experts.gate_up_proj"]),
-        ("mixtral", ["MixtralDecoderLayer", "experts.gate_up_proj"]),
+        ("llama4_every_token_at_every_expert", ["Llama4TextDecoderLayer", "Llama4TextExperts", "gate_up_proj"]),
         ("mamba", ["MambaBlock", "in_proj"]),
     ],
 )

@@ -108,7 +108,9 @@ def test_gradient_checkpointing_scores_each_neuron_once() -> None:
 def test_refusals() -> None:
     model = families.build("llama")
     for options, word in (
-        ({"reduction": "mean"}, "reduction"),
+        ({"reduction": "median"}, "reduction"),
+        ({"reduction": "mean", "padding": "zero"}, "parity"),
+        ({"reduction": "last", "path": "fused"}, "on taps"),
         ({"padding": "left"}, "padding"),
         ({"backend": "cuda"}, "backend"),
         ({"n_groups": 0}, "group"),

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import MODULE_NAMES, NeuronLayout, NeuronSet, NeuronSite
+from culnig_fast.neurons import ATTENTION_MODULES, DENSE_MODULES, NeuronLayout, NeuronSet, NeuronSite
 
-SITES = [NeuronSite(name, layer, 3 + layer) for layer in (1, 0) for name in reversed(MODULE_NAMES)]
+NAMES = ATTENTION_MODULES + DENSE_MODULES
+SITES = [NeuronSite(name, layer, 3 + layer) for layer in (1, 0) for name in reversed(NAMES)]
 LAYOUT = NeuronLayout(SITES)
 
 
 def test_flat_order_is_layer_then_module_then_column() -> None:
-    assert [(s.layer_idx, s.module_name) for s in LAYOUT.sites] == [(i, n) for i in (0, 1) for n in MODULE_NAMES]
+    assert [(s.layer_idx, s.module_name) for s in LAYOUT.sites] == [(i, n) for i in (0, 1) for n in NAMES]
     assert LAYOUT.size == 6 * 3 + 6 * 4
     assert LAYOUT.slice("mlp.gate_proj", 1) == slice(18 + 12, 18 + 16)
     assert LAYOUT.flat("mlp.gate_proj", 1, 2) == 32

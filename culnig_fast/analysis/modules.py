@@ -83,10 +83,11 @@ def find_modules(model: Any) -> tuple[Module, ...]:
     Raises:
         CulnigError: its structure cannot be resolved.
     """
-    from culnig_fast.architecture import Architecture, discover
+    from culnig_fast.architecture import Architecture, discover, refuse_experts
     from culnig_fast.probe import linear_shape
 
     architecture = model if isinstance(model, Architecture) else discover(model)
+    refuse_experts(architecture.locations, "ranking modules for training")
     paths = {id(module): path for path, module in architecture.model.named_modules()}
     found = []
     for layer_idx, layer in enumerate(architecture.layers):
@@ -257,7 +258,8 @@ def to_yaml(choice: Choice, model_name: str) -> str:
 def _sized(neurons: NeuronSet, layout: NeuronLayout, scored: Iterable[str] | None) -> tuple[str, ...]:
     """Module names whose columns are counted as a module's size."""
     if scored is None:
-        gate = [name for name in ("mlp.gate_proj", "mlp.up_proj") if name in layout.module_names][:1]
+        ups = [name for name in layout.module_names if name.endswith(".up_proj")]
+        gate = [name for name in layout.module_names if name.endswith(".gate_proj")] or ups
         attention = [name for name in ATTENTION_MODULES if name in layout.module_names]
         return check_module_names({*attention, *gate, *neurons.module_names})
     sized = check_module_names(scored)

@@ -11,6 +11,12 @@ _MODULES = {
     "mlp.gate_proj": "MLP gate",
     "mlp.up_proj": "MLP up",
     "mlp.act": "MLP activation",
+    "mlp.shared_expert.gate_proj": "shared expert's gate",
+    "mlp.shared_expert.up_proj": "shared expert's up",
+    "mlp.shared_expert.act": "shared expert's activation",
+    "mlp.experts.gate_proj": "experts' gate",
+    "mlp.experts.up_proj": "experts' up",
+    "mlp.experts.act": "experts' activation",
 }
 
 _SETS = {

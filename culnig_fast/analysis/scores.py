@@ -11,7 +11,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import ATTENTION_MODULES, NeuronSet
 from culnig_fast.ranking import top_count
 from culnig_fast.scores import ScoreTable
-from culnig_fast.selection_pools import mlp_module
+from culnig_fast.selection_pools import mlp_modules_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +59,7 @@ def score_histogram(
     flat = chosen.flat(layout)
     marked = np.zeros(layout.size, dtype=bool)
     marked[flat] = True
-    pools: dict[str, tuple[tuple[str, ...], float, str]] = {"mlp": ((mlp_module(layout),), mlp_share, "mlp_share")}
+    pools: dict[str, tuple[tuple[str, ...], float, str]] = {"mlp": (mlp_modules_of(layout), mlp_share, "mlp_share")}
     attention = tuple(name for name in ATTENTION_MODULES if name in layout.module_names)
     if attention:
         pools["attention"] = (attention, attention_share, "attention_share")

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from culnig_fast.architecture import SiteLocation
+from culnig_fast.architecture import SiteLocation, refuse_experts
 from culnig_fast.baselines.asked import Asked, ask, gold_log_p
 from culnig_fast.baselines.hooks import Change, replaced
 from culnig_fast.errors import CulnigError
@@ -155,6 +155,7 @@ def _places(asked: Asked, neurons: NeuronSet) -> list[_Place]:
     architecture = asked.architecture
     neurons.flat(architecture.layout(sorted({location.site.module_name for location in architecture.locations})))
     sites = {(x.site.module_name, x.site.layer_idx): x for x in architecture.locations}
+    refuse_experts([sites[n.module_name, n.layer_idx] for n in neurons], "brute force")
     return [(location := sites[n.module_name, n.layer_idx], location.columns.start + n.neuron_idx) for n in neurons]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from culnig_fast.architecture import SiteLocation
+from culnig_fast.architecture import SiteLocation, refuse_experts
 from culnig_fast.baselines.asked import Asked, ask
 from culnig_fast.baselines.hooks import observed
 from culnig_fast.errors import CulnigError
@@ -178,6 +178,7 @@ def count_activations(
     """
     asked = ask(model, tokenizer, questions, batch_tokens, on_unusable)
     locations = asked.architecture.select(sites)
+    refuse_experts(locations, "counting activations")
     layout = asked.architecture.layout(sites)
     counters = _Counters(len(asked.groups))
     bar = tqdm(total=len(asked.ids), unit="question", desc="counting", disable=not progress)

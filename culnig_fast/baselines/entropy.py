@@ -17,6 +17,7 @@ import numpy as np
 from culnig_fast.baselines.activations import ActivationTable
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronSet
+from culnig_fast.selection_pools import mlp_modules_of
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def select_by_entropy(
         raise CulnigError(f"group {table.groups[int(np.argmin(table.tokens))]!r} has no tokens; count some or drop it")
     if not 0 <= share <= 1 or not 0 < percentile <= 100:
         raise CulnigError(f"share {share} must lie in 0…1 and percentile {percentile} in 0…100")
-    gate = "mlp.gate_proj" if "mlp.gate_proj" in table.layout.module_names else "mlp.up_proj"
-    pool = table.layout.indices([gate] if module_names is None else module_names)
+    pool = table.layout.indices(mlp_modules_of(table.layout) if module_names is None else module_names)
     probability = np.asarray(table.probability()[:, pool])
     entropy = activation_entropy(probability)
     position = max(1, round(probability.size * percentile / 100)) - 1

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from culnig_fast.architecture import SiteLocation
+from culnig_fast.architecture import SiteLocation, refuse_experts
 from culnig_fast.attribution import check_finite
 from culnig_fast.baselines.asked import Asked, ask, gold_log_p
 from culnig_fast.baselines.hooks import replaced
@@ -71,6 +71,7 @@ def integrated_gradients(
         raise CulnigError(f"unknown reduction {reduction!r}; choose from sum, max")
     asked = ask(model, tokenizer, questions, batch_tokens, on_unusable)
     locations, layout = asked.architecture.select(sites), asked.architecture.layout(sites)
+    refuse_experts(locations, "integrated gradients")
     totals = np.zeros((len(asked.groups), layout.size))
     probability = np.zeros(len(asked.groups))
     bar = tqdm(total=len(locations) * len(asked.ids), unit="sample", desc="integrating", disable=not progress)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from culnig_fast.architecture import Architecture, SiteLocation, discover
+from culnig_fast.architecture import Architecture, SiteLocation, discover, refuse_experts
 from culnig_fast.errors import CulnigError
 from culnig_fast.quantised import why_not_plain
 from culnig_fast.scores import ScoreTable
@@ -29,6 +29,7 @@ def weight_norms(model: Any, sites: Iterable[str] | None = None) -> ScoreTable:
         CulnigError: the structure cannot be resolved, or weights are quantised.
     """
     architecture = model if isinstance(model, Architecture) else discover(model)
+    refuse_experts(architecture.select(sites), "the norm of weights")
     norms = torch.cat([_norms(location).cpu() for location in architecture.select(sites)])
     return ScoreTable(
         totals=norms.numpy()[None],

@@ -59,8 +59,9 @@ def info(model: Model, device: Device = "cpu", trust_remote_code: Trust = False,
     with Attributor(architecture) as attributor:
         summary = {**architecture.describe(), "fusion": attributor.fusion.describe()}
     lines = [f"{summary['model']}: {summary['layers']} layers ({summary['layer_class']}), {summary['dtype']}"]
+    widest = max(18, *(len(site["module_name"]) for site in summary["sites"]))
     lines += [
-        f"  {site['module_name']:18s} {site['width']:>7,} a layer  {site['total']:>11,} in all  {site['where']}"
+        f"  {site['module_name']:{widest}s} {site['width']:>7,} a layer  {site['total']:>11,} in all  {site['where']}"
         for site in summary["sites"]
     ]
     lines.append(f"  {summary['neurons']:,} neurons are scored unless asked otherwise")

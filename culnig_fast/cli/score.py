@@ -43,7 +43,9 @@ def score(
     file: Files = None,
     split: Split = "neur",
     site: Sites = None,
-    reduction: Annotated[str, typer.Option(help="Over positions: max (the method's) or sum.")] = "max",
+    reduction: Annotated[
+        str, typer.Option(help="Over positions: max (the method's), sum, mean, absmax or last.")
+    ] = "max",
     clamp_control: Annotated[bool, typer.Option(help="In split 'control', count negative scores as 0.")] = True,
     path: Annotated[str, typer.Option(help="auto fuses layers where it can, fused insists, taps fuses none.")] = "auto",
     recompute: Annotated[

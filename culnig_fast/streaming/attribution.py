@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from tqdm.auto import tqdm
 
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
 from culnig_fast.checkpoint import Checkpoint, Progress
-from culnig_fast.errors import CulnigError
+from culnig_fast.errors import CulnigError, Interrupted
 from culnig_fast.finished import finished_table
+from culnig_fast.interrupts import terminated
 from culnig_fast.models import DTYPES, load_tokenizer, local_folder
 from culnig_fast.questions import EncodedQuestions, Question, encode_questions
 from culnig_fast.resampling import table_rows
@@ -151,26 +153,47 @@ def _run(
     blocks = plan_blocks(batches[done:], [len(tokens) for tokens in encoded.token_ids], stream_tokens)
     answers, groups = (torch.as_tensor(column).to(device) for column in (encoded.answers, membership))
     bar = tqdm(total=len(blocks) * attributor.passes, unit="layer", desc="scoring", disable=not progress, smoothing=0.1)
-    with attributor, bar:
-        for number, block in enumerate(blocks, start=1):
-            bar.set_postfix_str(f"block {number} of {len(blocks)}", refresh=False)
-            chosen = [make_batch(encoded.token_ids, index, device) for index in block]
+    kept = 0 if earlier is None else len(earlier.probability)
 
-            def log_probability(batch: int, logits: torch.Tensor, chosen: Any = chosen) -> Objective:
-                index = chosen[batch].index
-                log_p = torch.log_softmax(logits, dim=-1).gather(1, answers[index][:, None])[:, 0]
-                p = log_p.detach().double().exp()
-                seen.append(p)
-                return Objective(log_p, p * p, groups[index])
+    def score(block: list[np.ndarray]) -> None:
+        chosen = [make_batch(encoded.token_ids, index, device) for index in block]
 
-            attributor.run_block(chosen, log_probability, clamp_below_zero=clamp, tick=bar.update)
-            done += len(block)
-            if checkpoint is not None and checkpoint.due():
-                totals, probability = attributor.totals.cpu().numpy(), torch.cat(seen).cpu().numpy()
-                checkpoint.save(Progress(totals, probability, None, None, 0))
+        def log_probability(batch: int, logits: torch.Tensor) -> Objective:
+            index = chosen[batch].index
+            log_p = torch.log_softmax(logits, dim=-1).gather(1, answers[index][:, None])[:, 0]
+            p = log_p.detach().double().exp()
+            seen.append(p)
+            return Objective(log_p, p * p, groups[index])
+
+        attributor.run_block(chosen, log_probability, clamp_below_zero=clamp, tick=bar.update)
+
+    with attributor, bar, terminated():
+        try:
+            for number, block in enumerate(blocks, start=1):
+                bar.set_postfix_str(f"block {number} of {len(blocks)}", refresh=False)
+                score(block)
+                if checkpoint is not None and checkpoint.due():
+                    totals, probability = attributor.totals.cpu().numpy(), torch.cat(seen).cpu().numpy()
+                    checkpoint.save(Progress(totals, probability, None, None, 0))
+                    kept = len(probability)
+        except KeyboardInterrupt as stop:
+            raise _stopped(stop, kept, len(encoded.token_ids), checkpoint) from None
     probabilities = np.empty(len(encoded.token_ids))
     probabilities[np.concatenate(batches)] = torch.cat(seen).cpu().numpy()
     return probabilities
+
+
+def _stopped(stop: KeyboardInterrupt, kept: int, count: int, checkpoint: Checkpoint | None) -> Interrupted:
+    """What a signal ends in: which one, and how much is kept; the block that ran is lost."""
+    number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+    remedy = "nothing was kept: give a checkpoint to continue from"
+    if checkpoint is not None:
+        remedy = (
+            f"{kept:,} of {count:,} samples are kept in {checkpoint.path}, and the same command continues from there"
+        )
+        if not kept:
+            remedy = "no block was finished yet, so nothing was kept; smaller blocks are kept sooner (stream_tokens)"
+    return Interrupted(number, f"stopped by {signal.Signals(number).name}; {remedy}")
 
 
 def _device(name: str | None) -> torch.device:

@@ -17,11 +17,12 @@ from culnig_fast.architecture import SiteLocation
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import Batch
 from culnig_fast.errors import CulnigError
-from culnig_fast.fused import FusedLayer, Scoring
+from culnig_fast.fused import FusedLayer
 from culnig_fast.fusion import fuse_layer, join_layer, same_model
 from culnig_fast.last_position import LastPosition
 from culnig_fast.layer_parts import LayerParts
 from culnig_fast.layer_trace import NotFusable
+from culnig_fast.positions import counted
 from culnig_fast.streaming.block import BlockBatch, States
 from culnig_fast.streaming.calls import Call
 from culnig_fast.streaming.model import StreamedModel
@@ -59,13 +60,7 @@ class StreamedAttributor(Attributor):
         self.streamed = streamed
         self._parts: dict[int, LayerParts] = {}
         self._tried = False
-        self._layer_scoring = Scoring(
-            ops=self._ops,
-            reduction=self.reduction,
-            wanted=frozenset(location.site for location in self.locations),
-            lengths=self._running_lengths,
-            add=self._add,
-        )
+        self._layer_scoring = self._fused_scoring()
 
     def __enter__(self) -> StreamedAttributor:
         if self._head is not None:
@@ -82,7 +77,9 @@ class StreamedAttributor(Attributor):
             raise
         return self
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, lengths: torch.Tensor, *, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Not for a streamed model, which runs layer by layer."""
         raise CulnigError("a streamed model runs in blocks of batches; call run_block")
 
@@ -92,6 +89,7 @@ class StreamedAttributor(Attributor):
         objective: Callable[[int, torch.Tensor], Objective],
         *,
         clamp_below_zero: bool = False,
+        positions: Sequence[torch.Tensor] | None = None,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         """Score batches together, reading each layer's weights twice.
@@ -100,15 +98,22 @@ class StreamedAttributor(Attributor):
             batches: right-padded, on the compute device.
             objective: takes a batch's number and its float32 logits [S, vocabulary] at each last real position.
             clamp_below_zero: replace negative weighted scores by 0 (control sets).
+            positions: bool [S, T] of each batch; when given, scores are reduced over these real positions alone. From
+                the first such block on, layers run on taps, and `fusion` says so.
             tick: called after each pass through a layer, `passes` times.
 
         Raises:
-            CulnigError: called outside the `with` block, a weight cannot be read, or path='fused' and no layer is.
+            CulnigError: called outside the `with` block, a weight cannot be read, path='fused' and no layer is, or
+                positions mark no real token of a sample or come with path='fused' or padding='zero'.
         """
         if self._head is None:
             raise CulnigError("use the attributor inside its `with` block")
         weights, layers = self.streamed.weights, self.streamed.layers
         block = [BlockBatch(batch) for batch in batches]
+        if positions is not None:
+            self._mask()
+            for one, marked in zip(block, positions, strict=True):
+                one.keep = counted(marked, one.batch.lengths)
         states = States(block, self.streamed.device)
         with weights.loaded(self.streamed.embedding):
             weights.ahead(layers[0])
@@ -134,7 +139,7 @@ class StreamedAttributor(Attributor):
         with self._resident(index) as run, torch.no_grad():
             self.streamed.weights.ahead(layers[index + 1] if index + 1 < len(layers) else self.streamed.head)
             for number, one in enumerate(block):
-                self._begin(one.batch)
+                self._begin(one.batch, one.keep)
                 out = run(states.get(index, number), one.calls[index])
                 if index + 1 < len(layers):
                     states.put(index + 1, number, out)
@@ -159,7 +164,7 @@ class StreamedAttributor(Attributor):
             if index:
                 self.streamed.weights.ahead(self.streamed.layers[index - 1])
             for number, one in enumerate(block):
-                self._begin(one.batch)
+                self._begin(one.batch, one.keep)
                 leaf = states.get(index, number).detach().requires_grad_(True)
                 gradient = one.end if last else states.get(index + 1, number)
                 with torch.enable_grad():
@@ -171,8 +176,11 @@ class StreamedAttributor(Attributor):
                     states.put(index, number, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
         states.drop(index + 1)
 
-    def _begin(self, batch: Batch) -> None:
-        self._lengths, self._positions = batch.lengths, batch.input_ids.shape[1]
+    def _leave_fused(self) -> None:
+        self.fusion.last_position = False  # nothing is in the model between layers
+
+    def _begin(self, batch: Batch, keep: torch.Tensor | None = None) -> None:
+        self._lengths, self._positions, self._keep = batch.lengths, batch.input_ids.shape[1], keep
 
     def _logits(self, state: torch.Tensor, batch: Batch) -> torch.Tensor:
         assert self._head is not None
@@ -212,12 +220,13 @@ class StreamedAttributor(Attributor):
     def _fused_layer(self, index: int, stack: contextlib.ExitStack) -> FusedLayer | None:
         """The layer's stand-in, proved when its weights are in memory for the first time; None where it has none."""
         scoring, first = self._layer_scoring, index == 0
+        if (reason := self._why_taps()) is not None:
+            self._parts.pop(index, None)
+            self.fusion.reasons[index], self.fusion.layers = reason, tuple(sorted(self._parts))
+            return None
         if index in self._parts:
             return join_layer(self._parts[index], scoring, first, stack)
         if index in self.fusion.reasons:
-            return None
-        if self.path == "taps":
-            self.fusion.reasons[index] = "asked for"
             return None
         sites = [location for location in self.architecture.locations if location.site.layer_idx == index]
         try:

@@ -28,6 +28,7 @@ class BlockBatch:
         calls: what each layer is called with beside the hidden state.
         end: what the last layer put out, [S, T, H] or [S, 1, H] of the last positions; then the gradient of it.
         weight, group: of each sample, once the objective is known.
+        keep: bool [S, T], the positions that count; None for all real ones.
     """
 
     batch: Batch
@@ -35,6 +36,7 @@ class BlockBatch:
     end: torch.Tensor | None = None
     weight: torch.Tensor | None = None
     group: torch.Tensor | None = None
+    keep: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from culnig_fast.architecture import Architecture, discover, find_layers, layer_kind
+from culnig_fast.architecture import Architecture, discover, find_layers, layer_kind, refuse_experts
 from culnig_fast.errors import CulnigError
+from culnig_fast.expert_probe import fused_holders
 from culnig_fast.fusion import replaced_forward
 from culnig_fast.probe import LayerProbe
 from culnig_fast.streaming.calls import Surroundings
@@ -75,6 +76,12 @@ def open_streamed(
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         raise CulnigError(f"{type(model).__name__} has no output embedding, so no answer has a probability")
+    mixtures = [path for layer in layers for path, _ in fused_holders(layer)]
+    if mixtures:
+        raise CulnigError(
+            f"weights of a mixture of experts ({mixtures[0]}) cannot be streamed; load {type(model).__name__} whole, "
+            "with device_map='auto' where one device does not hold it"
+        )
     needed = {id(p): p for module in (decoder, embedding, head) for p in module.parameters()}
     names = {id(p): name for name, p in model.named_parameters() if id(p) in needed}
     tensors = match_names(model, {names[key]: tuple(p.shape) for key, p in needed.items()}, shards)
@@ -88,6 +95,7 @@ def open_streamed(
         stack.enter_context(weights.loaded(*ends))
         scout = stack.enter_context(_scouting(list(layers), weights, parts))
         architecture = discover(model)
+        refuse_experts(architecture.locations, "streaming a model's weights")
         surroundings = Surroundings(model, list(layers), embedding, scout.tupled())
         probes = tuple(LayerProbe(layer, *scout.calls[index]) for index, layer in enumerate(layers))
     with weights.loaded(ends[0]):

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from culnig_kernels import allocate, reference, validate
-from culnig_kernels.reference.scores import check_actgrad
+from culnig_kernels.reference.scores import check_actgrad, counted_positions, last_counted
 from culnig_kernels.running import finish, fold, scored_rows, start
 
 
@@ -38,6 +38,7 @@ def actgrad_kernel(
     act_ptr,  # [S, T, K] or packed [T, K]
     grad_ptr,  # as act
     bounds_ptr,  # [S], or [S+1] when PACKED
+    keep_ptr,  # bytes [S, T] or packed [T] when MASKED
     out_ptr,  # [S, K] float32
     rows,  # T
     columns,  # K
@@ -46,7 +47,10 @@ def actgrad_kernel(
     grad_sample_stride,
     grad_row_stride,
     PACKED: tl.constexpr,
+    MASKED: tl.constexpr,
     MAXIMUM: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
+    MEAN: tl.constexpr,
     PADS_COUNT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -61,15 +65,26 @@ def actgrad_kernel(
     grad_ptr += sample * grad_sample_stride
 
     running = start(BLOCK_T, BLOCK_K, MAXIMUM)
+    counted = tl.zeros([BLOCK_T], tl.int32)
     for row in range(first, end, BLOCK_T):
         at = row + tl.arange(0, BLOCK_T)
         keep = at < end
+        if MASKED:
+            own = 0 if PACKED else sample * rows
+            keep = keep & (tl.load(keep_ptr + own + at.to(tl.int64), mask=keep, other=0) != 0)
+        if MEAN:
+            counted += keep.to(tl.int32)
         mask = keep[:, None] & inside[None, :]
         at = at.to(tl.int64)[:, None]
         act = tl.load(act_ptr + at * act_row_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at * grad_row_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        running = fold(running, act * grad, keep, MAXIMUM)
+        product = act * grad
+        if ABSOLUTE:
+            product = tl.abs(product)
+        running = fold(running, product, keep, MAXIMUM)
     result = finish(running, MAXIMUM)
+    if MEAN:
+        result = result / tl.sum(counted, 0).to(tl.float32)
     if PADS_COUNT and MAXIMUM:
         padded = tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL)
         result = tl.where(end < rows, padded, result)
@@ -84,6 +99,7 @@ def actgrad_reduce(
     padding: str = "exclude",
     *,
     cu_seqlens: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Activation × gradient of each sample, reduced over its token positions.
 
@@ -91,25 +107,43 @@ def actgrad_reduce(
         act: [S, T, K] right-padded or [T, K] packed; bf16, fp16 or fp32, any row stride, last dimension contiguous.
         grad: of act's shape, of any of these dtypes.
         lengths: int32 or int64 [S] real tokens of each padded sample, in 1…T; the rest of a row is padding.
-        reduction: `max` (CULNIG, section 2) or `sum` (first-order effect of zeroing the neuron everywhere).
-        padding: `exclude` leaves padded positions out; `zero` counts each as a product of 0.
+        reduction: `max` (CULNIG, section 2), `sum` (first-order effect of zeroing the neuron everywhere), `mean`,
+            `absmax` (the largest absolute value, as such: never below 0) or `last` (the last position that counts).
+        padding: `exclude` leaves padded positions out; `zero` counts each as a product of 0, for `max` and `sum` alone.
         cu_seqlens: int32 or int64 [S+1] instead of lengths, for packed samples: 0 and the end of each sample.
+        keep: bool of act's shape without K: only positions marked there count, and of those only the real ones.
 
     Returns:
         float32 [S, K]; products in float32. NaN in gives NaN out. float64 inputs go to the reference.
 
     Raises:
         ValueError: shapes or devices disagree, the last dimension is strided, an option is unknown, or a sample is
-            empty. Lengths on the device are not looked at, for that would wait for it: an empty sample gives -inf
-            there, and one longer than T ends at T.
+            empty. Lengths and masks on the device are not looked at, for that would wait for it: the maximum of an
+            empty sample is -inf there, and one longer than T ends at T.
     """
     if torch.float64 in (act.dtype, grad.dtype):
-        return reference.actgrad_reduce(act, grad, lengths, reduction, padding, cu_seqlens=cu_seqlens)
-    segments = check_actgrad(act, grad, lengths, reduction, padding, cu_seqlens)
+        return reference.actgrad_reduce(act, grad, lengths, reduction, padding, cu_seqlens=cu_seqlens, keep=keep)
+    segments = check_actgrad(act, grad, lengths, reduction, padding, cu_seqlens, keep)
     validate.floats(act=act, grad=grad)
     validate.launchable(act=act, grad=grad)
     bounds = segments.bounds.to(act.device, non_blocking=True)
-    return torch.ops.culnig.actgrad_reduce(act, grad, bounds, segments.packed, reduction, padding)
+    keep = None if keep is None else keep.to(act.device, non_blocking=True)
+    if reduction == "last":
+        return _at_last(act, grad, bounds, segments.packed, keep)
+    return torch.ops.culnig.actgrad_reduce(act, grad, bounds, keep, segments.packed, reduction, padding)
+
+
+def _at_last(
+    act: torch.Tensor, grad: torch.Tensor, bounds: torch.Tensor, packed: bool, keep: torch.Tensor | None
+) -> torch.Tensor:
+    """float32 [S, K] at each sample's last counted position: one row a sample, so a kernel would save nothing."""
+    if packed:
+        place = torch.arange(act.shape[0], device=act.device)
+        own = (place >= bounds[:-1, None]) & (place < bounds[1:, None])
+        rows = last_counted((own if keep is None else own & keep)[:, :, None])[:, 0, 0]
+        return act[rows].float() * grad[rows].float()
+    rows = last_counted(counted_positions(act, bounds, keep)[:, :, None]).expand(-1, 1, act.shape[-1])
+    return act.gather(1, rows)[:, 0].float() * grad.gather(1, rows)[:, 0].float()
 
 
 def tile_for(samples: int, columns: int) -> Tile:
@@ -119,7 +153,13 @@ def tile_for(samples: int, columns: int) -> Tile:
 
 @torch.library.custom_op("culnig::actgrad_reduce", mutates_args=())
 def actgrad_reduce_op(
-    act: torch.Tensor, grad: torch.Tensor, bounds: torch.Tensor, packed: bool, reduction: str, padding: str
+    act: torch.Tensor,
+    grad: torch.Tensor,
+    bounds: torch.Tensor,
+    keep: torch.Tensor | None,
+    packed: bool,
+    reduction: str,
+    padding: str,
 ) -> torch.Tensor:
     """The launch, on arguments that `actgrad_reduce` has checked."""
     samples, columns = len(bounds) - packed, act.shape[-1]
@@ -132,6 +172,7 @@ def actgrad_reduce_op(
             act_ptr=act,
             grad_ptr=grad,
             bounds_ptr=bounds.contiguous(),
+            keep_ptr=None if keep is None else keep.contiguous().view(torch.uint8),
             out_ptr=out,
             rows=act.shape[-2],
             columns=columns,
@@ -140,7 +181,10 @@ def actgrad_reduce_op(
             grad_sample_stride=0 if packed else grad.stride(0),
             grad_row_stride=grad.stride(-2),
             PACKED=packed,
-            MAXIMUM=reduction == "max",
+            MASKED=keep is not None,
+            MAXIMUM=reduction in ("max", "absmax"),
+            ABSOLUTE=reduction == "absmax",
+            MEAN=reduction == "mean",
             PADS_COUNT=padding == "zero",
             BLOCK_T=tile.rows,
             BLOCK_K=tile.columns,
@@ -151,6 +195,12 @@ def actgrad_reduce_op(
 
 @actgrad_reduce_op.register_fake
 def _(
-    act: torch.Tensor, grad: torch.Tensor, bounds: torch.Tensor, packed: bool, reduction: str, padding: str
+    act: torch.Tensor,
+    grad: torch.Tensor,
+    bounds: torch.Tensor,
+    keep: torch.Tensor | None,
+    packed: bool,
+    reduction: str,
+    padding: str,
 ) -> torch.Tensor:
     return act.new_empty((bounds.shape[0] - packed, act.shape[-1]), dtype=torch.float32)

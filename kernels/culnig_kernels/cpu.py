@@ -8,6 +8,7 @@ scored. Measured for activation × gradient on 2 cores, one thread, 16 × 128 to
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from culnig_kernels.reference.gated import activate, activation_slope, check_gat
 from culnig_kernels.reference.norm import check_rms_norm, check_rms_norm_backward
 from culnig_kernels.reference.precision import work_dtype
 from culnig_kernels.reference.rotary import check_rotary, check_rotary_backward
-from culnig_kernels.reference.scores import check_actgrad
+from culnig_kernels.reference.scores import check_actgrad, reduce_positions
 
 _BLOCK = 2**18
 """Elements of the reused product: 1 MiB of float32 stays in a core's second-level cache."""
@@ -28,31 +29,48 @@ _BLOCK = 2**18
 def actgrad_reduce(
     act: torch.Tensor,
     grad: torch.Tensor,
-    lengths: torch.Tensor,
+    lengths: torch.Tensor | None = None,
     reduction: str = "max",
     padding: str = "exclude",
+    *,
+    cu_seqlens: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`reference.actgrad_reduce` for right-padded CPU tensors; the maximum is the same to the last bit.
+    """`reference.actgrad_reduce` for CPU tensors; a maximum is the same to the last bit.
 
-    Args, returns and errors as there, without packed samples.
+    Args, returns and errors as there.
     """
-    check_actgrad(act, grad, lengths, reduction, padding)
+    segments = check_actgrad(act, grad, lengths, reduction, padding, cu_seqlens, keep)
     work = work_dtype(act, grad)
-    samples, positions, columns = act.shape
-    out = torch.empty(samples, columns, dtype=work)
+    if not segments.packed and (reduction == "last" or keep is not None):
+        # One position a sample, or those that a mask leaves: the plain way makes no more than these.
+        return _of_kept(act, grad, segments.bounds, reduction, keep)
+    if keep is not None or reduction == "last":
+        return reduce_positions(act.to(work) * grad.to(work), segments, reduction, padding, keep)
+    positions, columns = act.shape[-2:]
+    rows: list[Any] = [(sample, slice(0, length)) for sample, length in enumerate(segments.bounds.tolist())]
+    if segments.packed:
+        rows = [slice(*ends) for ends in itertools.pairwise(segments.bounds.tolist())]
+    out = torch.empty(len(rows), columns, dtype=work)
     buffer = torch.empty(max(_BLOCK, positions), dtype=work)
-    reduce = torch.amax if reduction == "max" else torch.sum
-    for sample, length in enumerate(lengths.tolist()):
+    reduce = torch.amax if reduction in ("max", "absmax") else torch.sum
+    for sample, where in enumerate(rows):
+        act_rows, grad_rows = act[where], grad[where]
+        length = len(act_rows)
         step = max(1, len(buffer) // length)
         for first in range(0, columns, step):
             block = slice(first, min(columns, first + step))
             product = buffer[: length * (block.stop - first)].view(length, block.stop - first)
             # Widened first: a product of two bf16 tensors would be rounded to bf16.
-            product.copy_(act[sample, :length, block])
-            product.mul_(grad[sample, :length, block])
+            product.copy_(act_rows[:, block])
+            product.mul_(grad_rows[:, block])
+            if reduction == "absmax":
+                product.abs_()
             reduce(product, 0, out=out[sample, block])
-    if padding == "zero" and reduction == "max":
-        padded = lengths < positions
+        if reduction == "mean":
+            out[sample] /= length
+    if padding == "zero" and reduction == "max" and not segments.packed:
+        padded = segments.bounds < positions
         out[padded] = out[padded].clamp_(min=0.0)  # keeps NaN
     return out
 
@@ -188,6 +206,20 @@ def rotary_backward(
         )
         found.append(scores)
     return out, torch.cat(found) if score else None  # type: ignore[arg-type]
+
+
+def _of_kept(
+    act: torch.Tensor, grad: torch.Tensor, lengths: torch.Tensor, reduction: str, keep: torch.Tensor | None
+) -> torch.Tensor:
+    """`actgrad_reduce` of the positions that count, gathered first."""
+    found = []
+    for sample, length in enumerate(lengths.tolist()):
+        rows = torch.arange(length) if keep is None else keep[sample, :length].nonzero()[:, 0]
+        rows = rows[-1:] if reduction == "last" else rows
+        one, its_grad = (tensor[sample].index_select(0, rows)[None] for tensor in (act, grad))
+        rule = "sum" if reduction == "last" else reduction
+        found.append(actgrad_reduce(one, its_grad, torch.tensor([len(rows)]), rule))
+    return torch.cat(found) if found else act.new_empty((0, act.shape[-1]), dtype=work_dtype(act, grad))
 
 
 def _chunks(n: int, width: int) -> Iterator[slice]:

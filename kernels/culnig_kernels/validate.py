@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-REDUCTIONS = ("max", "sum")
+REDUCTIONS = ("max", "sum", "mean", "absmax", "last")
+FOLDED_REDUCTIONS = ("max", "sum")
+"""Those that the kernels of whole layers fold into their backward."""
 PADDINGS = ("exclude", "zero")
 
 
@@ -61,6 +63,22 @@ def segments(name: str, x: torch.Tensor, lengths: torch.Tensor | None, cu_seqlen
     if bounds.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_bounds(bounds, x.shape[-2], packed)
     return Segments(bounds, packed, len(bounds) - packed)
+
+
+def keep(name: str, x: torch.Tensor, kept: torch.Tensor, segments: Segments) -> None:
+    """Raise ValueError unless kept marks positions of x, and some of each sample where that can be seen."""
+    shape("keep", kept, tuple(x.shape[:-1]))
+    if kept.dtype != torch.bool:
+        raise ValueError(f"keep must be bool, not {kept.dtype}")
+    if kept.device.type != "cpu" or segments.bounds.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if segments.packed:
+        samples = list(kept.split(segments.bounds.diff().tolist()))
+    else:
+        samples = [row[:length] for row, length in zip(kept, segments.bounds.tolist(), strict=True)]
+    empty = [s for s, sample in enumerate(samples) if not sample.any()]
+    if empty:
+        raise ValueError(f"keep marks no position of sample {empty[0]}; a sample without positions has no score")
 
 
 def _check_bounds(bounds: torch.Tensor, rows: int, packed: bool) -> None:

@@ -43,7 +43,7 @@ def write_activations(path: Path) -> None:
 
 
 def write_checkpoint(path: Path) -> None:
-    Checkpoint(path, {"model": "m"}).save(Progress(2, np.ones((2, 7)), np.ones(4)))
+    Checkpoint(path, {"model": "m"}).save(Progress(np.ones((2, 7)), np.ones(4), 2048, None, 0))
 
 
 def load_checkpoint(path: Path) -> Any:

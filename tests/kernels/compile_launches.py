@@ -35,6 +35,7 @@ TYPES = {
     torch.float16: "*fp16",
     torch.float32: "*fp32",
     torch.float64: "*fp64",
+    torch.uint8: "*u8",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -59,7 +60,10 @@ def launches() -> Iterator[tuple[str, Callable[[], Any]]]:
             f"gated backward silu {name}",
             lambda x=x: gated_act_backward(x, x, x, lengths, scores=scores),
         )
+    kept = tensor(40, 2, dtype=torch.bool).fill_(True)
     yield "actgrad sum", lambda: actgrad_reduce(wide, wide, one, "sum")
+    yield "actgrad absmax", lambda: actgrad_reduce(wide, wide, one, "absmax")
+    yield "actgrad mean masked", lambda: actgrad_reduce(wide, wide, one, "mean", keep=kept)
     x = tensor(2, 64, 1024)
     for activation in ("gelu_tanh", "gelu", "relu2"):
         yield (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from checks import assert_as_exact_as_torch
@@ -10,15 +13,21 @@ from culnig_kernels.actgrad import actgrad_reduce
 from samples import DTYPES, draw, draw_slice, packed_bounds
 
 LENGTHS = [1, 63, 20]
+RULES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "max": lambda rows: rows.amax(0),
+    "sum": lambda rows: rows.sum(0),
+    "mean": lambda rows: rows.mean(0),
+    "absmax": lambda rows: rows.abs().amax(0),
+    "last": lambda rows: rows[-1],
+}
 
 
 def plain(act: torch.Tensor, grad: torch.Tensor, lengths: list[int], reduction: str) -> torch.Tensor:
     """The formula at the inputs' own dtype, sample by sample; [S, T, K] or a list of [T, K]."""
-    rows = [(a * g)[:n] for a, g, n in zip(act, grad, lengths, strict=True)]
-    return torch.stack([r.amax(0) if reduction == "max" else r.sum(0) for r in rows])
+    return torch.stack([RULES[reduction]((a * g)[:n]) for a, g, n in zip(act, grad, lengths, strict=True)])
 
 
-@pytest.mark.parametrize("reduction", ["max", "sum"])
+@pytest.mark.parametrize("reduction", RULES)
 @pytest.mark.parametrize("grad_dtype", DTYPES)
 @pytest.mark.parametrize("act_dtype", DTYPES)
 def test_every_dtype_pair_on_slices(
@@ -34,7 +43,7 @@ def test_every_dtype_pair_on_slices(
     assert_as_exact_as_torch("padded", got, exact, plain(act, grad, LENGTHS, reduction))
 
 
-@pytest.mark.parametrize("reduction", ["max", "sum"])
+@pytest.mark.parametrize("reduction", RULES)
 @pytest.mark.parametrize("bounds_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("lengths", [[1], [127], [1, 1, 63, 2], [16, 17, 64, 65]])
 def test_packed(lengths: list[int], bounds_dtype: torch.dtype, reduction: str, device: torch.device) -> None:
@@ -76,11 +85,38 @@ def test_zero_padding_counts_pads(reduction: str, device: torch.device) -> None:
         assert (got[1] < 0).all(), "a sample without padding has none to count"
 
 
-@pytest.mark.parametrize("reduction", ["max", "sum"])
-@pytest.mark.parametrize("padding", ["exclude", "zero"])
+@pytest.mark.parametrize("reduction", RULES)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("run", [actgrad_reduce, reference.actgrad_reduce], ids=["kernel", "reference"])
+def test_only_kept_positions_count(
+    run: Callable[..., torch.Tensor], packed: bool, reduction: str, device: torch.device
+) -> None:
+    act, grad = draw((3, 63, 40), torch.bfloat16, device), draw((3, 63, 40), torch.bfloat16, device, 1)
+    keep = torch.rand(3, 63, generator=torch.Generator().manual_seed(2)) < 0.4
+    keep[0] = False
+    keep[0, 0] = True
+    act[~keep.to(device)] = float("nan")  # never read into a score
+    keep[:, 60] = True  # padding to samples 0 and 2
+    act[1, 60], act[[0, 2], 60] = 1.0, float("nan")
+    if packed:
+        flat = [torch.cat([x[s, :n] for s, n in enumerate(LENGTHS)]) for x in (act, grad, keep)]
+        got = run(*flat[:2], None, reduction, cu_seqlens=packed_bounds(LENGTHS), keep=flat[2])
+    else:
+        got = run(act, grad, torch.tensor(LENGTHS), reduction, keep=keep)
+    on = keep.to(device)
+    rows = [[x[s, :n][on[s, :n]] for s, n in enumerate(LENGTHS)] for x in (act, grad)]
+    sizes = [len(r) for r in rows[0]]
+    assert sizes[0] == 1 < min(sizes[1:])
+    exact = plain([r.double() for r in rows[0]], [r.double() for r in rows[1]], sizes, reduction)
+    assert_as_exact_as_torch("kept", got, exact, plain(*rows, sizes, reduction))
+
+
+@pytest.mark.parametrize(
+    ("reduction", "padding"), [*((rule, "exclude") for rule in RULES), ("max", "zero"), ("sum", "zero")]
+)
 def test_nan_comes_out_where_it_went_in(reduction: str, padding: str, device: torch.device) -> None:
     act, grad = draw((3, 63, 40), torch.bfloat16, device), draw((3, 63, 40), torch.bfloat16, device, 1)
-    act[1, 62, 7] = grad[2, 0, 9] = float("nan")
+    act[1, 62, 7] = grad[2, 19, 9] = float("nan")  # the last real position, which every reduction reads
     act[0, 1:, 3] = float("nan")  # padding
     got = actgrad_reduce(act, grad, torch.tensor(LENGTHS), reduction, padding)
     assert got.isnan().nonzero().tolist() == [[1, 7], [2, 9]]
@@ -112,11 +148,21 @@ def test_bad_arguments_are_named(device: torch.device) -> None:
         "lengths must be": (act, act, torch.tensor([5])),
         "lengths must lie": (act, act, torch.tensor([5, 0])),
         "exactly one": (act, act),
-        "reduction": (act, act, lengths, "mean"),
-        "padding": (act, act, lengths, "max", "left"),
+        "reduction": (act, act, lengths, "median"),
+        "padding must": (act, act, lengths, "max", "left"),
+        "padding 'zero' goes with": (act, act, lengths, "mean", "zero"),
     }.items():
         with pytest.raises(ValueError, match=message):
             actgrad_reduce(*arguments)
+    for message, keep in {
+        "keep must be [2, 5]": torch.ones(2, 4, dtype=torch.bool),
+        "keep must be bool": torch.ones(2, 5),
+        "no position of sample 1": torch.tensor([[True] * 5, [False, False, True, True, True]]),
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            actgrad_reduce(act, act, lengths, keep=keep)
+    with pytest.raises(ValueError, match="and keep"):
+        actgrad_reduce(act, act, lengths, "max", "zero", keep=torch.ones(2, 5, dtype=torch.bool))
     flat = act[0]
     for message, bounds in {
         "cu_seqlens must rise": [0, 3, 3, 5],
@@ -132,10 +178,13 @@ def test_bad_arguments_are_named(device: torch.device) -> None:
 def test_lengths_on_the_device_are_not_waited_for(device: torch.device) -> None:
     act, grad = draw((3, 63, 40), torch.float32, device), draw((3, 63, 40), torch.float32, device, 1)
     lengths = torch.tensor([0, 1000, 20], device=device)
+    keep = torch.ones(3, 63, dtype=torch.bool, device=device)
     with torch.cuda.device(device):
         torch.cuda.set_sync_debug_mode("error")
         try:
             got = actgrad_reduce(act, grad, lengths)
+            for rule in RULES:
+                actgrad_reduce(act, grad, lengths, rule, keep=keep)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert (got[0] == -torch.inf).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import assert_as_exact_as_torch
-from culnig_kernels import cpu, reference
+from culnig_kernels import cpu, reference, validate
 from culnig_kernels.activations import ACTIVATIONS
 from culnig_kernels.reference.gated import activate, gated_gradients
 from samples import DTYPES, draw, draw_slice
@@ -29,6 +29,29 @@ def test_the_maximum_is_the_same_to_the_bit(
     assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("block", [64, 2**18])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_other_reductions_and_masks_equal_the_reference(
+    dtype: torch.dtype, block: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    act, grad = draw_slice((3, 63, 70), dtype, CPU), draw_slice((3, 63, 70), dtype, CPU, 1)
+    keep = None
+    if masked:
+        keep = torch.rand(3, 63, generator=torch.Generator().manual_seed(0)) < 0.3
+        keep[:, 0] = True
+    for reduction in validate.REDUCTIONS:
+        want = reference.actgrad_reduce(act, grad, LENGTHS, reduction, keep=keep)
+        got = cpu.actgrad_reduce(act, grad, LENGTHS, reduction, keep=keep)
+        if reduction in ("sum", "mean"):
+            wide = [x.double() for x in (act, grad)]
+            exact = reference.actgrad_reduce(*wide, LENGTHS, reduction, keep=keep)
+            assert_as_exact_as_torch(reduction, got, exact, want)
+        else:
+            assert torch.equal(got, want), reduction
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_the_sum_is_as_exact_as_plain_torch(dtype: torch.dtype) -> None:
     act, grad = draw_slice((3, 63, 70), dtype, CPU), draw_slice((3, 63, 70), dtype, CPU, 1)
@@ -37,6 +60,30 @@ def test_the_sum_is_as_exact_as_plain_torch(dtype: torch.dtype) -> None:
     )
     plain = reference.actgrad_reduce(act, grad, LENGTHS, "sum")
     assert_as_exact_as_torch("sum", cpu.actgrad_reduce(act, grad, LENGTHS, "sum"), exact, plain)
+
+
+ENDS = torch.tensor([0, 1, 64, 84])
+
+
+@pytest.mark.parametrize("block", [1, 700, 2**18])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_the_maximum_of_packed_samples(dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    act, grad = draw_slice((84, 70), dtype, CPU), draw_slice((84, 70), dtype, CPU, 1)
+    act[70, 3] = torch.nan
+    for padding in ("exclude", "zero"):
+        expected = reference.actgrad_reduce(act, grad, None, "max", padding, cu_seqlens=ENDS)
+        got = cpu.actgrad_reduce(act, grad, None, "max", padding, cu_seqlens=ENDS)
+        assert got.isnan().nonzero().tolist() == [[2, 3]]
+        assert torch.equal(got.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_the_sum_of_packed_samples(dtype: torch.dtype) -> None:
+    act, grad = draw_slice((84, 70), dtype, CPU), draw_slice((84, 70), dtype, CPU, 1)
+    plain = reference.actgrad_reduce(act, grad, None, "sum", cu_seqlens=ENDS)
+    exact = torch.stack([part.sum(0) for part in (act.double() * grad.double()).split([1, 63, 20])])
+    assert_as_exact_as_torch("sum", cpu.actgrad_reduce(act, grad, None, "sum", cu_seqlens=ENDS), exact, plain)
 
 
 def test_padding_is_never_read_and_nan_is_never_dropped() -> None:

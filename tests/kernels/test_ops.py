@@ -31,7 +31,7 @@ def arguments(device: torch.device) -> dict[str, tuple[Any, ...]]:
     totals = torch.zeros(2, 4, dtype=torch.float64, device=device)
     ones = torch.ones(2, dtype=torch.float64, device=device)
     return {
-        "actgrad_reduce": (x, x, lengths, False, "max", "exclude"),
+        "actgrad_reduce": (x, x, lengths, x[:, :, 0] > 0, False, "mean", "exclude"),
         "accumulate": (x[:, 0], ones, lengths * 0, totals, True),
         "gated_act": (flat, "silu"),
         "gated_act_backward": (flat, flat, flat, packed, "gelu", True, False, "max"),

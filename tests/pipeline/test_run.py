@@ -110,7 +110,11 @@ def test_what_changed_is_done_again_and_nothing_else(copy: Path) -> None:
     more = again(seeds=3)
     assert {"neurons/random-2", "results/random-2/pick", "tables"} <= set(more)
     assert not any(name.startswith(("scores", "results/suppressed")) for name in more)
-    assert set(again(bootstrap={"resamples": 100})) == {"tables"}  # two seeds again: their results are still there
+    assert set(again(bootstrap={"resamples": 100})) == {
+        "tables",
+        "analysis",
+        "facts",
+    }  # two seeds again: their results are still there
     other = again(thresholds={"specific_share": 0.01}, bootstrap={"resamples": 100})
     assert set(other) >= {"neurons/specific-Iran", "results/specific-Iran/blend", "tables"}
     assert not any(name.startswith(("scores", "neurons/general", "results/suppressed")) for name in other)
@@ -123,7 +127,7 @@ def test_other_rows_of_a_file_are_noticed(copy: Path) -> None:
         "pick": {"data": "demo", "limit": 13},
     }
     changed = done(run(config(copy, baselines=list(ALL), tasks=tasks), progress=False))
-    results = {name for name in changed if name != "tables"}
+    results = {name for name in changed if name not in ("tables", "analysis", "facts")}
     assert results
     assert {name.split("/")[2] for name in results} == {"pick"}
     assert {changed[name] for name in results} == {"questions changed"}

@@ -16,7 +16,7 @@ from culnig_fast.tables.writing import to_csv
 
 SCRIPT = "</script><script>window.ran = 1</script>"
 PICTURE = '"><img src=x onerror="window.ran = 2">'
-HOSTILE = f"{SCRIPT} {PICTURE} <!-- & \u2028 \ud800 ]]>"
+HOSTILE = f"{SCRIPT} {PICTURE} <!-- & \u2028 ]]>"
 
 DRAWING = """<?xml version="1.0" encoding="utf-8" standalone="no"?>
 <!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd">

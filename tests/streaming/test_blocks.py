@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,31 @@ def test_default_block_is_what_half_of_memory_holds(monkeypatch: pytest.MonkeyPa
     assert default_stream_tokens(8, 100, 2, torch.device("cpu")) == blocks_module.MOST_TOKENS_CPU
 
 
+@pytest.mark.parametrize(("blocks_before", "said"), [(0, "no block was finished"), (1, "samples are kept in")])
+def test_sigterm_says_what_is_kept(
+    blocks_before: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    save(model, "llama")
+    original, calls = StreamedAttributor._backward, [0]
+
+    def backward(self: Any, *args: Any) -> None:
+        calls[0] += 1
+        if calls[0] > 4 * blocks_before:  # four a block
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, *args)
+
+    monkeypatch.setattr(StreamedAttributor, "_backward", backward)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(cf.Interrupted, match=said) as stopped:
+        cf.attribute_streamed(
+            model, TOKENIZER, QUESTIONS, checkpoint=tmp_path / "a", **{**OPTIONS, "stream_tokens": 25}
+        )
+    assert stopped.value.number == signal.SIGTERM
+    assert (tmp_path / "a").exists() == bool(blocks_before)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 class _StopError(Exception):
     pass
 
@@ -114,6 +141,8 @@ def test_continued_bits_equal_undisturbed(
     assert 0 < len(scored) < len(QUESTIONS) and len(set(scored)) == len(scored)
     assert np.array_equal(continued.totals, whole.totals)
     assert np.array_equal(continued.probability, whole.probability)
+    assert path.exists()  # until the table is on disk
+    continued.save(tmp_path / "table.safetensors")
     assert not path.exists()
 
 

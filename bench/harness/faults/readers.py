@@ -72,7 +72,7 @@ def neuron_set() -> Any:
 def _write_checkpoint(folder: Path) -> None:
     from culnig_fast.checkpoint import Checkpoint, Progress
 
-    Checkpoint(folder / "x.safetensors", {"model": "m"}).save(Progress(2, score_table().totals, np.ones(4)))
+    Checkpoint(folder / "x.safetensors", {"model": "m"}).save(Progress(score_table().totals, np.ones(4), 2048, None, 0))
 
 
 def _read_checkpoint(folder: Path) -> Any:
@@ -253,7 +253,7 @@ def task_reader(
         from culnig_fast.tasks.base import tasks
 
         loaded = tasks()[task].load(folder if main is None else folder / main, **options)
-        return [loaded.questions(split, None) for split in loaded.splits[:2]], loaded.notes()
+        return [loaded.questions(split, None) for split in loaded.splits[:2] if split != "train"], loaded.notes()
 
     return Reader(name, write, read, share, fixed)
 

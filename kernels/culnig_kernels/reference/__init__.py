@@ -13,7 +13,7 @@ from culnig_kernels.reference.norm import rms_norm, rms_norm_backward
 from culnig_kernels.reference.rotary import rotary, rotary_backward
 from culnig_kernels.reference.scores import accumulate, actgrad_reduce, check_accumulate, check_actgrad
 
-Reduction = Literal["max", "sum"]
+Reduction = Literal["max", "sum", "mean", "absmax", "last"]
 Padding = Literal["exclude", "zero"]
 
 __all__ = [

@@ -131,7 +131,7 @@ def check_gated_act_backward(
 ) -> Segments | None:
     """The samples to score, None when nothing is; raise ValueError unless the arguments fit together."""
     validate.option("activation", activation, ACTIVATIONS)
-    validate.option("reduction", reduction, validate.REDUCTIONS)
+    validate.option("reduction", reduction, validate.FOLDED_REDUCTIONS)
     for name in scores:
         validate.option("scores", name, SCORES)
     if dh.dim() < 1:

@@ -145,7 +145,7 @@ def check_rotary_backward(
 ) -> Segments | None:
     """The samples to score, None when nothing is; raise ValueError unless the arguments fit together."""
     check_rotary(x, cos, sin, head_dim, weight)
-    validate.option("reduction", reduction, validate.REDUCTIONS)
+    validate.option("reduction", reduction, validate.FOLDED_REDUCTIONS)
     validate.shape("d_out", d_out, tuple(x.shape))
     if out is not None:
         validate.shape("out", out, tuple(x.shape))

@@ -17,6 +17,7 @@ def actgrad_reduce(
     padding: str = "exclude",
     *,
     cu_seqlens: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Activation × gradient of each sample, reduced over its token positions.
 
@@ -24,33 +25,70 @@ def actgrad_reduce(
         act: [S, T, K] right-padded or [T, K] packed activations, any float dtype, any strides.
         grad: of act's shape, gradients of the objective with respect to them.
         lengths: int32 or int64 [S] real tokens of each padded sample, in 1…T; the rest of a row is padding.
-        reduction: `max` (CULNIG, section 2) or `sum` (first-order effect of zeroing the neuron everywhere).
-        padding: `exclude` leaves padded positions out; `zero` counts each as a product of 0.
+        reduction: `max` (CULNIG, section 2), `sum` (first-order effect of zeroing the neuron everywhere), `mean`,
+            `absmax` (the largest absolute value, as such: never below 0) or `last` (the last position that counts).
+        padding: `exclude` leaves padded positions out; `zero` counts each as a product of 0, for `max` and `sum` alone.
         cu_seqlens: int32 or int64 [S+1] instead of lengths, for packed samples: 0 and the end of each sample.
+        keep: bool of act's shape without K: only positions marked there count, and of those only the real ones.
 
     Returns:
         float32 [S, K] (float64 for float64 inputs). Products are formed in that type whatever the inputs hold. NaN in
         gives NaN out.
 
     Raises:
-        ValueError: shapes disagree, an option is unknown, or a sample is empty (seen for CPU lengths only).
+        ValueError: shapes disagree, an option is unknown, or a sample is empty (seen for CPU lengths only, and for
+            a CPU `keep` beside them).
     """
-    segments = check_actgrad(act, grad, lengths, reduction, padding, cu_seqlens)
+    segments = check_actgrad(act, grad, lengths, reduction, padding, cu_seqlens, keep)
     work = work_dtype(act, grad)
-    return reduce_positions(act.to(work) * grad.to(work), segments, reduction, padding)
+    return reduce_positions(act.to(work) * grad.to(work), segments, reduction, padding, keep)
 
 
 def reduce_positions(
-    product: torch.Tensor, segments: Segments, reduction: str, padding: str = "exclude"
+    product: torch.Tensor,
+    segments: Segments,
+    reduction: str,
+    padding: str = "exclude",
+    keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[S, K] maximum or sum over each sample's rows of product, [S, T, K] or packed [T, K]."""
+    """[S, K]: each sample's rows of product, [S, T, K] or packed [T, K], reduced over those that count."""
     if segments.packed:
-        parts = product.split(segments.bounds.diff().tolist())
-        return torch.stack([part.amax(0) if reduction == "max" else part.sum(0) for part in parts])
-    neutral = 0.0 if padding == "zero" or reduction == "sum" else -torch.inf
-    padded = torch.arange(product.shape[1], device=product.device) >= segments.bounds.to(product.device)[:, None]
-    product = product.masked_fill(padded[:, :, None], neutral)
-    return product.amax(1) if reduction == "max" else product.sum(1)
+        sizes = segments.bounds.diff().tolist()
+        kept = [None] * len(sizes) if keep is None else keep.split(sizes)
+        rows = [part if k is None else part[k] for part, k in zip(product.split(sizes), kept, strict=True)]
+        return torch.stack([_reduce_rows(part, reduction) for part in rows])
+    counted = counted_positions(product, segments.bounds, keep)[:, :, None]
+    if reduction == "last":
+        return product.gather(1, last_counted(counted).expand(-1, 1, product.shape[-1]))[:, 0]
+    if reduction == "absmax":
+        product = product.abs()
+    if reduction in ("max", "absmax"):
+        return product.masked_fill(~counted, 0.0 if padding == "zero" else -torch.inf).amax(1)
+    total = product.masked_fill(~counted, 0.0).sum(1)
+    return total / counted.sum(1) if reduction == "mean" else total
+
+
+def counted_positions(x: torch.Tensor, lengths: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """bool [S, T]: the real positions of x [S, T, K], of these the kept ones."""
+    counted = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
+    return counted if keep is None else counted & keep.to(x.device)
+
+
+def last_counted(counted: torch.Tensor) -> torch.Tensor:
+    """int64 [S, 1, 1]: the last position of counted [S, T, 1] that is true."""
+    place = torch.arange(counted.shape[1], device=counted.device)[None, :, None]
+    return (place * counted).amax(1, keepdim=True)
+
+
+def _reduce_rows(rows: torch.Tensor, reduction: str) -> torch.Tensor:
+    """[K] of [T, K]."""
+    if reduction == "max":
+        return rows.amax(0)
+    if reduction == "absmax":
+        return rows.abs().amax(0)
+    if reduction == "last":
+        return rows[-1]
+    return rows.sum(0) if reduction == "sum" else rows.sum(0) / len(rows)
 
 
 def accumulate(
@@ -92,12 +130,20 @@ def check_actgrad(
     reduction: str,
     padding: str,
     cu_seqlens: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
 ) -> Segments:
     """The samples of act; raise ValueError, naming the argument, unless `actgrad_reduce` can take them."""
     validate.option("reduction", reduction, validate.REDUCTIONS)
     validate.option("padding", padding, validate.PADDINGS)
+    if padding == "zero" and (keep is not None or reduction not in validate.FOLDED_REDUCTIONS):
+        raise ValueError(
+            f"padding 'zero' goes with reduction {' or '.join(validate.FOLDED_REDUCTIONS)} and without keep, "
+            f"not with {reduction!r}{' and keep' if keep is not None else ''}"
+        )
     segments = validate.segments("act", act, lengths, cu_seqlens)
     validate.shape("grad", grad, tuple(act.shape))
+    if keep is not None:
+        validate.keep("act", act, keep, segments)
     return segments
 
 
