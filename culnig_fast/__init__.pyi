@@ -26,12 +26,16 @@ from culnig_fast.finetuning.training import train_modules as train_modules
 from culnig_fast.instances import InstanceTable as InstanceTable
 from culnig_fast.instances import record_instances as record_instances
 from culnig_fast.interop.as_authors import attribute_as_authors as attribute_as_authors
+from culnig_fast.interop.captum import LayerActGrad as LayerActGrad
 from culnig_fast.interop.score_files import read_score_file as read_score_file
 from culnig_fast.interop.score_files import write_score_file as write_score_file
 from culnig_fast.masking import bake as bake
 from culnig_fast.masking import enhance as enhance
 from culnig_fast.masking import scaled as scaled
 from culnig_fast.masking import suppress as suppress
+from culnig_fast.module_attributor import ModuleAttributor as ModuleAttributor
+from culnig_fast.module_sites import ModuleLayout as ModuleLayout
+from culnig_fast.module_sites import ModuleSite as ModuleSite
 from culnig_fast.neurons import NeuronLayout as NeuronLayout
 from culnig_fast.neurons import NeuronSet as NeuronSet
 from culnig_fast.neurons import NeuronSite as NeuronSite
