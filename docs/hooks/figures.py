@@ -113,9 +113,10 @@ def _selection(value: Any) -> Table:
 
 
 def _demo(value: Any) -> Table:
-    columns = ["task", "original", f"{value['neurons']} neurons suppressed", "random: mean", "sd", "p"]
-    keys = ("original", "suppressed", "random_mean", "random_sd", "p_value")
-    return columns, [[task, *(one[key] for key in keys)] for task, one in value["tasks"].items()]
+    rows = value["tables"]["main"]
+    labels = list(rows[0]["cells"])
+    cells = [[row["row"], row["neurons"], *(row["cells"][label]["value"] for label in labels)] for row in rows]
+    return ["accuracy", "neurons", *labels], cells
 
 
 def _finetuning(value: Any) -> Table:
