@@ -6,9 +6,8 @@ python bench/demo.py --json demo.json
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,19 +18,12 @@ from harness.environment import environment
 
 from culnig_fast.analysis.frames import load_frame
 from culnig_fast.analysis.instances import mean_positive_share
-from culnig_fast.cli import main as command
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """`culnig-fast demo` in this process; JSON-ready figures."""
-    printed = io.StringIO()
-    before, sys.argv = sys.argv, ["culnig-fast", "demo", "--out", str(folder / "demo"), "--json"]
-    try:
-        with contextlib.redirect_stdout(printed):
-            command()
-    finally:
-        sys.argv = before
-    summary = json.loads(printed.getvalue())
+    """`culnig-fast demo` in a process of its own; JSON-ready figures."""
+    command = [sys.executable, "-m", "culnig_fast.cli", "demo", "--out", str(folder / "demo"), "--json"]
+    summary = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
     frames = {path.stem: load_frame(path) for path in sorted((folder / "demo/analysis").glob("*.csv"))}
     return {
         "seconds": summary["seconds"],

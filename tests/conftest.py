@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import torch
 
 # Triton decides when it is imported whether kernels are interpreted, and some of what the tests import brings it in.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell's background ignores SIGINT, and the commands that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
