@@ -85,7 +85,7 @@ class Checkpoint:
             return Progress(totals, probability, state["tokens"], state["limit"], int(state["halvings"]))
         except _AnotherRun:
             raise
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CulnigError(f"{self.path} is a damaged checkpoint ({error}); delete it to start afresh") from error
 
     def due(self) -> bool:

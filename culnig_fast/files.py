@@ -147,6 +147,10 @@ def read_json(path: str | Path) -> Any:
     return parse_json(text, f"{path} is not a JSON file", "was it cut off or is it another format?")
 
 
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def parse_json(text: str, problem: str, remedy: str = "was it altered?", **options: Any) -> Any:
     """A JSON text's value.
 
@@ -157,11 +161,11 @@ def parse_json(text: str, problem: str, remedy: str = "was it altered?", **optio
         options: of `json.loads`.
 
     Raises:
-        CulnigError: it is not JSON, is nested too deep, holds a number of thousands of digits, or half a surrogate
-            pair, which no file and no terminal takes.
+        CulnigError: it is not JSON (NaN and Infinity are not), is nested too deep, holds a number of thousands of
+            digits, or half a surrogate pair, which no file and no terminal takes.
     """
     try:
-        value = json.loads(text, **options)
+        value = json.loads(text, **{"parse_constant": _no_number, **options})
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

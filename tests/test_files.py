@@ -103,3 +103,10 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (out / "a").read_text() == "x"
     with pytest.raises(CulnigError, match="exists already"), atomic_folder(out):
         pass
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_of_json_is_refused(word: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(f'{{"a": [{word}]}}')
+    with pytest.raises(CulnigError, match=f"{word} is no number"):
+        read_json(tmp_path / "a.json")
