@@ -51,7 +51,7 @@ class Attributor:
             `fused` refuses a model of which no layer can be. `fusion` says what each layer does.
         watch: neurons of which each sample's own score is kept, in `watched`.
         recompute: keep each layer's input alone and run the layer again in backward: less memory, the same totals,
-            for about a third more time. A neuron is still scored once.
+            for one more forward pass a layer. A neuron is still scored once.
 
     Raises:
         CulnigError: the model's structure cannot be resolved, an option is unknown, or a watched neuron is not scored;

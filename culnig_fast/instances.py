@@ -88,7 +88,7 @@ class InstanceTable:
         path = Path(path)
         header = read_metadata(path)
         if header.get("format") != FORMAT:
-            raise CulnigError(f"{path} is not an instance table ({FORMAT}); record one with `culnig-fast instances`")
+            raise CulnigError(f"{path} is not an instance table ({FORMAT}); record one with record_instances")
         try:
             modules, ids, groups, metadata = (
                 json.loads(header[name]) for name in ("modules", "ids", "groups", "metadata")
