@@ -13,12 +13,12 @@ from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
 from culnig_fast.budget import Budget, CudaMeter, Meter, measured_tokens
 from culnig_fast.checkpoint import Checkpoint, Progress
-from culnig_fast.diagnosis import NonFinite, check_finite, describe_non_finite
+from culnig_fast.diagnosis import check_finite
 from culnig_fast.distributed import World, rank_path
 from culnig_fast.errors import CulnigError
 from culnig_fast.fingerprint import fingerprint
 from culnig_fast.finished import finished_table
-from culnig_fast.loop import Loop, Samples
+from culnig_fast.loop import Loop, Samples, non_finite_named
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
 from culnig_fast.scores import ScoreTable
@@ -122,24 +122,12 @@ def attribute(
         facts = _run_facts(attributor, samples, groups, world)
         saved = Checkpoint(rank_path(checkpoint, world), facts, checkpoint_seconds)
         earlier = saved.load()
-    try:
-        with attributor:
-            budget = _budget(attributor, samples, (batch_tokens, memory_share), earlier, world)
-            order = _order(samples, budget, world)
-            if earlier is not None:
-                attributor.restore(torch.from_numpy(earlier.totals))
-            mine = Loop(attributor, samples, order, budget, world, saved, earlier).run(progress)
-    except NonFinite as error:
-        raise CulnigError(
-            describe_non_finite(
-                attributor.architecture,
-                samples.token_ids,
-                samples.answers,
-                samples.ids,
-                error.suspects,
-                {**options, "n_groups": len(groups)},
-            )
-        ) from None
+    with non_finite_named(attributor, samples, options), attributor:
+        budget = _budget(attributor, samples, (batch_tokens, memory_share), earlier, world)
+        order = _order(samples, budget, world)
+        if earlier is not None:
+            attributor.restore(torch.from_numpy(earlier.totals))
+        mine = Loop(attributor, samples, order, budget, world, saved, earlier).run(progress)
     probabilities = _merged_probabilities(mine, order, len(kept), world)
     totals = world.sum(attributor.totals).cpu().numpy()
     return finished_table(

@@ -91,7 +91,6 @@ class Attributor:
         self.fusion = Fusion()
         self.watched: torch.Tensor | None = None
         self._watch = watched_places(self.locations, watch or NeuronSet.empty())
-        self._n_watched = len(watch or ())
         self._ops = backends.resolve(backend)
         self._totals: dict[NeuronSite, torch.Tensor] = {}
         self._stack = contextlib.ExitStack()
@@ -206,12 +205,14 @@ class Attributor:
                 objective, batch, self.n_groups, weight=weight, group=group, clamp_below_zero=clamp_below_zero
             ),
             "added": set() if added is None else added,
-            "rows": torch.arange(batch[0]) if rows is None else rows,
             "partial": {},
         }
-        if self._watch and rows is None:
-            shape = (*batch, self._n_watched)
-            self.watched = torch.full(shape, torch.nan, dtype=objective.dtype, device=objective.device)
+        if self._watch:
+            if rows is None or self.watched is None:
+                shape = (*batch, sum(len(places) for _, places in self._watch.values()))
+                self.watched = torch.full(shape, torch.nan, dtype=objective.dtype, device=objective.device)
+            rows = torch.arange(batch[0], device=self.watched.device) if rows is None else rows
+            self._scoring["rows"] = rows.to(self.watched.device)
         try:
             objective.sum().backward()
             for location, scores in self._scoring["partial"].values():
@@ -394,9 +395,11 @@ class Attributor:
                 zeros = torch.ones_like(zeros)
             scores = torch.where(zeros[:, None], scores.clamp(min=0.0), scores)  # clamp keeps NaN
         if self.watched is not None and location.site in self._watch:
+            # Indices travel once: where they stay on the host, every batch would wait for them.
             columns, places = self._watch[location.site]
-            rows = self._scoring["rows"].to(self.watched.device)
-            self.watched[rows[:, None], places.to(rows.device)] = scores[:, columns.to(scores.device)].to(self.watched)
+            columns, places = columns.to(scores.device), places.to(self.watched.device)
+            self._watch[location.site] = columns, places
+            self.watched[self._scoring["rows"][:, None], places] = scores[:, columns].to(self.watched)
         totals = self._totals_of(location, scores.device)
         self._scoring["weights"].add(scores, totals, self._ops)
         self._scoring["added"].add(location.site)

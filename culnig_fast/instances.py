@@ -14,10 +14,9 @@ import torch
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.budget import Budget
-from culnig_fast.diagnosis import NonFinite, describe_non_finite
 from culnig_fast.distributed import World
 from culnig_fast.errors import CulnigError
-from culnig_fast.loop import Loop, Samples
+from culnig_fast.loop import Loop, Samples, non_finite_named
 from culnig_fast.neurons import NeuronSet
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
@@ -144,27 +143,20 @@ def record_instances(
     order = np.concatenate(plan_batches([len(tokens) for tokens in encoded.token_ids], budget.tokens or 1))
     double = attributor.architecture.embedding.weight.dtype == torch.float64
     dtype = torch.float64 if double else torch.float32
-    attributor.watched = torch.full((len(kept), len(neurons)), torch.nan, dtype=dtype)
+    attributor.watched = torch.full((len(kept), len(neurons)), torch.nan, dtype=dtype, device=device)
     samples = Samples(
         tuple(question.id for question in kept),
         encoded.token_ids,
         torch.tensor(encoded.answers),
         torch.zeros(len(kept), dtype=torch.int64),
     )
-    try:
-        with attributor:
-            p = Loop(attributor, samples, order, budget, World()).run(progress)
-    except NonFinite as error:
-        raise CulnigError(
-            describe_non_finite(
-                attributor.architecture, samples.token_ids, samples.answers, samples.ids, error.suspects, options
-            )
-        ) from None
+    with non_finite_named(attributor, samples, options), attributor:
+        p = Loop(attributor, samples, order, budget, World()).run(progress)
     probability = np.empty(len(kept))
     probability[order] = p
     return InstanceTable(
         neurons,
-        attributor.watched.double().numpy() * probability[:, None],
+        attributor.watched.cpu().double().numpy() * probability[:, None],
         probability,
         samples.ids,
         tuple(question.group for question in kept),

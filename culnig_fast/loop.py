@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from culnig_fast.attributor import Attributor
 from culnig_fast.batching import Batch, make_batch
 from culnig_fast.budget import Budget, is_out_of_memory
 from culnig_fast.checkpoint import Checkpoint, Progress
-from culnig_fast.diagnosis import NonFinite
+from culnig_fast.diagnosis import NonFinite, describe_non_finite
 from culnig_fast.distributed import RankError, World
 from culnig_fast.errors import CulnigError, Interrupted
 from culnig_fast.interrupts import held_signals
@@ -220,6 +222,19 @@ class Loop:
             return RankError(f"rank {dead} died; {kept}")
         name = signal.Signals(number).name
         return Interrupted(number, f"stopped by {name} after {self._done:,} of {len(self.order):,} samples; {kept}")
+
+
+@contextlib.contextmanager
+def non_finite_named(attributor: Attributor, samples: Samples, options: dict[str, Any]) -> Iterator[None]:
+    """Around the attributor's block: NaN and infinity become a CulnigError that names question, layer and neuron.
+
+    The suspects are run again by themselves, with the options of the attributor.
+    """
+    try:
+        yield
+    except NonFinite as error:
+        parts = samples.token_ids, samples.answers, samples.ids
+        raise CulnigError(describe_non_finite(attributor.architecture, *parts, error.suspects, options)) from None
 
 
 def _stop(caught: list[int]) -> None:
