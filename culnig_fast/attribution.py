@@ -13,7 +13,6 @@ from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
 from culnig_fast.budget import Budget, CudaMeter, Meter, measured_tokens
 from culnig_fast.checkpoint import Checkpoint, Progress
-from culnig_fast.diagnosis import check_finite
 from culnig_fast.distributed import World, rank_path
 from culnig_fast.errors import CulnigError
 from culnig_fast.fingerprint import fingerprint
@@ -23,8 +22,6 @@ from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
 from culnig_fast.scores import ScoreTable
 from culnig_fast.version import __version__
-
-__all__ = ["attribute", "check_finite"]
 
 
 def attribute(

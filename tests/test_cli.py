@@ -12,11 +12,11 @@ from typing import Any
 
 import families
 import pytest
+from command_line import invoke
 from transformers import AutoModelForCausalLM
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
-from culnig_fast import cli
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +40,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
     output = capsys.readouterr()
     assert code == 0, output.err
     return json.loads(output.out)
-
-
-def invoke(*arguments: object) -> int:
-    old, sys.argv = sys.argv, ["culnig-fast", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 def scores(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import documents
 import pytest
 import typer
+from command_line import invoke
 from documents import ROOT, SHELL, Block
 
 from culnig_fast import cli, models
@@ -115,19 +115,8 @@ def run_command(command: str, block: Block) -> None:
         assert set(words[1:]) <= set(targets), f"{block.where}: the Makefile has no target of `{command}`"
     elif not " ".join(words).startswith(tuple(LONG)):
         assert words[0] == "culnig-fast", f"{block.where}: `{command}` is not run; mark its block"
-        code = invoke(words)
+        code = invoke(*words[1:])
         assert code == 0, f"{block.where}: `{command}` ended with exit code {code}"
-
-
-def invoke(words: list[str]) -> int:
-    old, sys.argv = sys.argv, words
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 def test_every_command_parses_also_where_it_is_not_run() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import families
 import numpy as np
 import pytest
 import yaml
+from command_line import invoke
 
-from culnig_fast import cli
 from culnig_fast.analysis.modules import Module, choose_modules, find_modules, pick_modules, rank_modules, to_yaml
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout, NeuronSet, NeuronSite
@@ -200,14 +199,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*arguments: object) -> int:
-    old, sys.argv = sys.argv, ["culnig-fast", "modules", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
+    return invoke("modules", *arguments)
 
 
 def test_the_command_writes_both_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

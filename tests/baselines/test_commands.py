@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import families
 import numpy as np
 import pytest
+from command_line import invoke
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
-from culnig_fast import cli
 from culnig_fast.tasks.plain import Plain
 
 
@@ -29,17 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, question in enumerate(make_questions(9)):
             writer.writerow([f"i{i // 3}/w{i % 3}", ("Spain", "Mexico", "US")[i % 3], question.prompt, question.answer])
     return path
-
-
-def invoke(*arguments: object) -> int:
-    old, sys.argv = sys.argv, ["culnig-fast", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import families
 import numpy as np
 import pytest
 import torch
+from command_line import invoke
 from wordlevel import make_questions, make_tokenizer
 
-from culnig_fast import cli
 from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import evaluate
 from culnig_fast.finetuning import comparison as rooms
@@ -186,14 +185,7 @@ def test_refused_plans_write_nothing(other: dict[str, Any], message: str, tmp_pa
 
 
 def command(*arguments: object) -> int:
-    old, sys.argv = sys.argv, ["culnig-fast", "finetune", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
+    return invoke("finetune", *arguments)
 
 
 def test_the_command_on_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import invoke
 from small_run import write
-
-from culnig_fast import cli
-
-
-def invoke(*arguments: object) -> int:
-    old, sys.argv = sys.argv, ["culnig-fast", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 def test_outlook_then_run_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

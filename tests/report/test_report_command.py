@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import invoke
 from report_run import PLOTS, bare_run, whole_run
 
-from culnig_fast import cli
 from culnig_fast.errors import CulnigError
 from culnig_fast.report.writing import write_report
-
-
-def invoke(*arguments: object) -> int:
-    old, sys.argv = sys.argv, ["culnig-fast", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 def test_the_page_goes_into_the_folder_or_where_it_is_asked_for(
