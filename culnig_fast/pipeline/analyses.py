@@ -23,10 +23,62 @@ if TYPE_CHECKING:
 
     from culnig_fast.scores import ScoreTable
 
-Analysis = Callable[[Workbench, Path], "pd.DataFrame"]
+Analysis = Callable[["Sources"], "pd.DataFrame"]
 
 TEXTS = "instances.json"
 """Neurons with their top and bottom samples and these samples' text."""
+
+
+class Sources:
+    """What the analyses read of a run, each file once.
+
+    Args:
+        bench: of the run.
+        out: its folder.
+    """
+
+    def __init__(self, bench: Workbench, out: Path) -> None:
+        self.bench, self.out, self.config = bench, out, bench.config
+        self.points = functools.cache(lambda label: task_points(bench, out, label))
+        self.neurons = functools.cache(lambda name: load_set(out, name))
+        self.table = functools.cache(lambda name: load_table(out, name))
+
+    def tables(self, prefix: str = "") -> tuple[ScoreTable, ScoreTable, ScoreTable]:
+        """Identification, control and CountryRC."""
+        return self.table(f"{prefix}neur"), self.table(f"{prefix}control"), self.table(f"{prefix}crc")
+
+    def countries(self) -> dict[str, NeuronSet]:
+        """Each country's specific set."""
+        return {country: self.neurons(specific(country)) for country in self.config.countries}
+
+    def chosen(self) -> dict[str, NeuronSet]:
+        """The general set and each country's, by the names that people read."""
+        return {"general": self.neurons("general"), **self.countries()}
+
+    @functools.cached_property
+    def kinship(self) -> pd.DataFrame:
+        """Drops under the sets that kinship is drawn from."""
+        return _drops(self, {country: kinship(self.config, country) for country in self.config.countries})
+
+    @functools.cached_property
+    def resampled(self) -> dict[str, NeuronSet]:
+        """The general set of each resample of the questions."""
+        from culnig_fast.analysis.stability import select_resamples
+        from culnig_fast.selection import select_general
+
+        limits = self.config.thresholds
+
+        def select(neur: ScoreTable, control: ScoreTable | None, surface: ScoreTable | None) -> NeuronSet:
+            return select_general(
+                neur,
+                control,
+                surface,
+                mlp_share=limits.mlp_share,
+                attention_share=limits.attention_share,
+                surface_share=limits.surface_share,
+            )
+
+        return select_resamples(*self.tables("resampled-"), select=select)
 
 
 def analyses(bench: Workbench) -> dict[str, Analysis]:
@@ -43,7 +95,7 @@ def analyses(bench: Workbench) -> dict[str, Analysis]:
     if config.countries:
         made |= {"layers-countries": _layers_countries, "overlap": _overlap}
     if config.countries and culture:
-        made["kinship"] = _kinship
+        made["kinship"] = lambda sources: sources.kinship
         if len(config.countries) > 1:
             made["kinship-ranks"] = _kinship_ranks
         if config.analyses.kin:
@@ -69,14 +121,15 @@ def write(bench: Workbench, out: Path) -> None:
     from culnig_fast.analysis.instances import instances_dict
     from culnig_fast.instances import InstanceTable
 
+    sources = Sources(bench, out)
     for name, analysis in analyses(bench).items():
-        save_frame(analysis(bench, out), out / "analysis" / f"{name}.csv", overwrite=True)
+        save_frame(analysis(sources), out / "analysis" / f"{name}.csv", overwrite=True)
     questions = {
         question.id: {"prompt": question.prompt, "answer": question.answer}
         for question in bench.questions(bench.config.culture, "neur")
     }
     table = InstanceTable.load(instance_path(out))
-    named = instances_dict(table, questions, _chosen_sets(bench.config, out), bench.config.analyses.samples)
+    named = instances_dict(table, questions, sources.chosen(), bench.config.analyses.samples)
     write_json(out / "analysis" / TEXTS, named, overwrite=True)
 
 
@@ -113,11 +166,11 @@ def instance_path(out: Path, reduction: str = "max") -> Path:
     return out / "instances" / f"{reduction}.safetensors"
 
 
-def watched(config: RunConfig, out: Path) -> NeuronSet:
+def watched(sources: Sources) -> NeuronSet:
     """The neurons that are looked at sample by sample: the general set, and the first ones of each country's."""
     rows: dict[tuple[str, int, int], float] = {}
-    for name, chosen in _chosen_sets(config, out).items():
-        for neuron in list(chosen)[: None if name == "general" else config.analyses.shown]:
+    for name, chosen in sources.chosen().items():
+        for neuron in list(chosen)[: None if name == "general" else sources.config.analyses.shown]:
             rows.setdefault((neuron.module_name, neuron.layer_idx, neuron.neuron_idx), neuron.attribute_score)
     modules, layers, columns = zip(*rows, strict=True) if rows else ((), (), ())
     return NeuronSet(tuple(modules), np.array(layers), np.array(columns), np.array(list(rows.values())))
@@ -127,13 +180,13 @@ def record(bench: Workbench, out: Path) -> None:
     """Write the scores of the watched neurons on every question of the identification half."""
     from culnig_fast.instances import record_instances
 
-    config = bench.config
+    config, chosen = bench.config, watched(Sources(bench, out))
     for reduction in reductions(config):
         table = record_instances(
             bench.model,
             bench.tokenizer,
             bench.questions(config.culture, "neur"),
-            watched(config, out),
+            chosen,
             reduction=reduction,
             batch_tokens=config.batch_tokens,
             on_unusable=config.on_unusable,
@@ -142,107 +195,90 @@ def record(bench: Workbench, out: Path) -> None:
         table.save(instance_path(out, reduction), overwrite=True)
 
 
-def _chosen_sets(config: RunConfig, out: Path) -> dict[str, NeuronSet]:
-    """The general set and each country's, by the names that people read."""
-    return {"general": load_set(out, "general"), **_country_sets(config, out)}
-
-
-def _country_sets(config: RunConfig, out: Path) -> dict[str, NeuronSet]:
-    return {country: load_set(out, specific(country)) for country in config.countries}
-
-
-def _tables(out: Path, prefix: str = "") -> tuple[ScoreTable, ScoreTable, ScoreTable]:
-    return load_table(out, f"{prefix}neur"), load_table(out, f"{prefix}control"), load_table(out, f"{prefix}crc")
-
-
-def _parts(bench: Workbench, out: Path) -> pd.DataFrame:
+def _parts(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.parts import parts_lost
 
-    results = {label: task_points(bench, out, label) for label in bench.evaluated()}
-    drawing = Drawing(**asdict(bench.config.bootstrap))
-    return parts_lost(results, set_sizes(bench.config, out), random_conditions(bench.config), drawing)
+    results = {label: sources.points(label) for label in sources.bench.evaluated()}
+    drawing = Drawing(**asdict(sources.config.bootstrap))
+    return parts_lost(results, set_sizes(sources.config, sources.out), random_conditions(sources.config), drawing)
 
 
-def _layers(bench: Workbench, out: Path) -> pd.DataFrame:
+def _layers(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.layers import neurons_by_layer
 
-    random = [load_set(out, name) for name in random_conditions(bench.config)]
-    return neurons_by_layer({"general": load_set(out, "general")}, load_table(out, "neur").layout, random)
+    random = [sources.neurons(name) for name in random_conditions(sources.config)]
+    return neurons_by_layer({"general": sources.neurons("general")}, sources.table("neur").layout, random)
 
 
-def _modules(bench: Workbench, out: Path) -> pd.DataFrame:
+def _modules(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.modules import rank_modules
 
-    return rank_modules(load_set(out, "general"), load_table(out, "neur").layout)
+    return rank_modules(sources.neurons("general"), sources.table("neur").layout)
 
 
-def _layers_countries(bench: Workbench, out: Path) -> pd.DataFrame:
+def _layers_countries(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.layers import neurons_by_layer
 
-    return neurons_by_layer(_chosen_sets(bench.config, out), load_table(out, "neur").layout)
+    return neurons_by_layer(sources.chosen(), sources.table("neur").layout)
 
 
-def _overlap(bench: Workbench, out: Path) -> pd.DataFrame:
+def _overlap(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.overlap import overlaps
 
-    return overlaps(_country_sets(bench.config, out), load_table(out, "neur").layout)
+    return overlaps(sources.countries(), sources.table("neur").layout)
 
 
-def _scores(bench: Workbench, out: Path) -> pd.DataFrame:
+def _scores(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.scores import score_histogram
 
-    limits, (neur, control, _) = bench.config.thresholds, _tables(out)
+    limits, (neur, control, _) = sources.config.thresholds, sources.tables()
     return score_histogram(
         neur,
         control,
-        load_set(out, "general"),
+        sources.neurons("general"),
         mlp_share=limits.mlp_share,
         attention_share=limits.attention_share,
     )
 
 
-def _quantiles(bench: Workbench, out: Path) -> pd.DataFrame:
+def _quantiles(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.scores import score_quantiles
 
-    neur, control, _ = _tables(out)
+    neur, control, _ = sources.tables()
     return score_quantiles(neur, control)
 
 
-def _kinship(bench: Workbench, out: Path) -> pd.DataFrame:
-    return _drops(bench, out, {country: kinship(bench.config, country) for country in bench.config.countries})
-
-
-def _drops(bench: Workbench, out: Path, names: dict[str, str]) -> pd.DataFrame:
+def _drops(sources: Sources, names: dict[str, str]) -> pd.DataFrame:
     """By the task's points, of each country's set of that name."""
     from culnig_fast.analysis.kinship import drops
 
-    return drops(task_points(bench, out, bench.config.culture), names)
+    return drops(sources.points(sources.config.culture), names)
 
 
-def _kinship_ranks(bench: Workbench, out: Path) -> pd.DataFrame:
+def _kinship_ranks(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.kinship import average_ranks
 
-    return average_ranks(_kinship(bench, out))
+    return average_ranks(sources.kinship)
 
 
-def _kin(bench: Workbench, out: Path) -> pd.DataFrame:
+def _kin(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.kin import kin_ranks
 
-    return kin_ranks(_kinship(bench, out), bench.config.analyses.kin)
+    return kin_ranks(sources.kinship, sources.config.analyses.kin)
 
 
-def _kin_recovery(bench: Workbench, out: Path) -> pd.DataFrame:
+def _kin_recovery(sources: Sources) -> pd.DataFrame:
     import pandas as pd
 
     from culnig_fast.analysis.kin import kin_recovery
 
-    config, parts = bench.config, []
+    config, parts = sources.config, []
     shares = {"specific": config.thresholds.specific_share}
     if config.analyses.kinship_share is not None:
         shares["kinship"] = config.analyses.kinship_share
     for kind, share in shares.items():
         name = specific if kind == "specific" else functools.partial(kinship, config)
-        frame = _drops(bench, out, {country: name(country) for country in config.countries})
+        frame = _drops(sources, {country: name(country) for country in config.countries})
         drawn = config.bootstrap
         found = kin_recovery(frame, config.analyses.kin, permutations=drawn.resamples, seed=drawn.seed)
         parts.append(found.assign(sets=kind, share_of_neurons=share))
@@ -250,47 +286,28 @@ def _kin_recovery(bench: Workbench, out: Path) -> pd.DataFrame:
 
 
 def _instances(reduction: str) -> Analysis:
-    def made(bench: Workbench, out: Path) -> pd.DataFrame:
+    def made(sources: Sources) -> pd.DataFrame:
         from culnig_fast.analysis.instances import positive_shares
         from culnig_fast.instances import InstanceTable
 
-        return positive_shares(InstanceTable.load(instance_path(out, reduction)), _chosen_sets(bench.config, out))
+        return positive_shares(InstanceTable.load(instance_path(sources.out, reduction)), sources.chosen())
 
     return made
 
 
-def _resampled(bench: Workbench, out: Path) -> dict[str, NeuronSet]:
-    from culnig_fast.analysis.stability import select_resamples
-    from culnig_fast.selection import select_general
-
-    limits = bench.config.thresholds
-
-    def select(neur: ScoreTable, control: ScoreTable | None, surface: ScoreTable | None) -> NeuronSet:
-        return select_general(
-            neur,
-            control,
-            surface,
-            mlp_share=limits.mlp_share,
-            attention_share=limits.attention_share,
-            surface_share=limits.surface_share,
-        )
-
-    return select_resamples(*_tables(out, "resampled-"), select=select)
-
-
-def _resamples(bench: Workbench, out: Path) -> pd.DataFrame:
+def _resamples(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.stability import resample_overlaps
 
-    return resample_overlaps(load_set(out, "general"), _resampled(bench, out), load_table(out, "neur").layout)
+    return resample_overlaps(sources.neurons("general"), sources.resampled, sources.table("neur").layout)
 
 
-def _frequency(bench: Workbench, out: Path) -> pd.DataFrame:
+def _frequency(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.stability import selection_frequency
 
-    return selection_frequency(load_set(out, "general"), _resampled(bench, out), load_table(out, "neur").layout)
+    return selection_frequency(sources.neurons("general"), sources.resampled, sources.table("neur").layout)
 
 
-def _thresholds(bench: Workbench, out: Path) -> pd.DataFrame:
+def _thresholds(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.stability import threshold_overlaps
 
-    return threshold_overlaps(*_tables(out))
+    return threshold_overlaps(*sources.tables())
