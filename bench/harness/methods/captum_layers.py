@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,9 @@ import torch
 from harness.batches import Batch
 from harness.methods.base import NotAvailable, Plain, Session
 from harness.passes import add_scores, frozen_model, gold_log_p, reduce_positions
-from harness.sites import find_sites
+from harness.sites import Site, find_sites
+
+Scores = Callable[[Batch], Callable[[Site], torch.Tensor]]
 
 
 class Captum(Plain):
@@ -21,25 +23,36 @@ class Captum(Plain):
     name: ClassVar[str] = "captum"
     summary: ClassVar[str] = "Captum's LayerGradientXActivation over the same layers, frozen weights"
 
-    @contextlib.contextmanager
-    def open(self, model: Any, n_groups: int) -> Iterator[Session]:
-        """See `Method.open`."""
+    def scores_of(self, forward: Callable[[torch.Tensor], torch.Tensor], modules: list[Any]) -> Scores:
+        """How a batch is explained: the scores [S, K] of a site, of the modules' own."""
         try:
             captum = importlib.import_module("captum.attr")
         except ImportError as error:
             raise NotAvailable("captum is not installed (pip install captum)") from error
+        explainer = captum.LayerGradientXActivation(forward, modules)
+
+        def explain(batch: Batch) -> Callable[[Site], torch.Tensor]:
+            # Captum wants an input of floats; token numbers are none, and the leaf is the embedding.
+            products = dict(zip(modules, explainer.attribute(batch.lengths.float()), strict=True))
+            return lambda site: reduce_positions(products[site.module][..., site.columns], batch)
+
+        return explain
+
+    @contextlib.contextmanager
+    def open(self, model: Any, n_groups: int) -> Iterator[Session]:
+        """See `Method.open`."""
         sites = find_sites(model)
         modules = list(dict.fromkeys(site.module for site in sites))
         with frozen_model(model) as last_logits:
             seen: list[torch.Tensor] = []
             batches: list[Batch] = []
 
-            def forward(embedded_ids: torch.Tensor) -> torch.Tensor:
+            def forward(lengths: torch.Tensor) -> torch.Tensor:
                 log_p = gold_log_p(last_logits(batches[0]), batches[0])
                 seen.append(log_p.detach())
                 return log_p
 
-            explainer = captum.LayerGradientXActivation(forward, modules)
+            explain = self.scores_of(forward, modules)
             totals = [
                 torch.zeros(n_groups, s.columns.stop - s.columns.start, dtype=torch.float64, device=model.device)
                 for s in sites
@@ -48,11 +61,9 @@ class Captum(Plain):
             def step(batch: Batch) -> None:
                 batches[:] = [batch]
                 seen.clear()
-                # Captum wants an input of floats; token numbers are none, and the leaf is the embedding.
-                products = dict(zip(modules, explainer.attribute(batch.lengths.float()), strict=True))
+                scores = explain(batch)
                 weight = (2 * seen[0].double()).exp()
                 for site, total in zip(sites, totals, strict=True):
-                    product = products[site.module][..., site.columns]
-                    add_scores(total, reduce_positions(product, batch), weight, batch)
+                    add_scores(total, scores(site), weight, batch)
 
             yield Session(step, lambda: torch.cat(totals, dim=1))
