@@ -24,7 +24,7 @@ _HOMES = {
     "ModuleLayout": "module_sites",
     "ModuleSite": "module_sites",
     "NeuronLayout": "neurons",
-    "NeuronSet": "neurons",
+    "NeuronSet": "neuron_sets",
     "NeuronSite": "neurons",
     "Question": "questions",
     "ScoreTable": "scores",

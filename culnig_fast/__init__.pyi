@@ -36,8 +36,8 @@ from culnig_fast.masking import suppress as suppress
 from culnig_fast.module_attributor import ModuleAttributor as ModuleAttributor
 from culnig_fast.module_sites import ModuleLayout as ModuleLayout
 from culnig_fast.module_sites import ModuleSite as ModuleSite
+from culnig_fast.neuron_sets import NeuronSet as NeuronSet
 from culnig_fast.neurons import NeuronLayout as NeuronLayout
-from culnig_fast.neurons import NeuronSet as NeuronSet
 from culnig_fast.neurons import NeuronSite as NeuronSite
 from culnig_fast.planning import plan as plan
 from culnig_fast.questions import Question as Question

@@ -17,7 +17,8 @@ from culnig_fast.experts import Routing
 from culnig_fast.fused import Scoring
 from culnig_fast.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
-from culnig_fast.neurons import NeuronSet, NeuronSite
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import NeuronSite
 from culnig_fast.positions import FUSED_REDUCTIONS, check_reduction, counted
 from culnig_fast.quantised import check_gradients, device_of
 from culnig_fast.recompute import recomputed_layers

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import MODULE_NAMES, NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import MODULE_NAMES
 
 if TYPE_CHECKING:
     from culnig_fast.scores import ScoreTable

@@ -17,7 +17,7 @@ from culnig_fast.budget import Budget
 from culnig_fast.distributed import World
 from culnig_fast.errors import CulnigError
 from culnig_fast.loop import Loop, Samples, non_finite_named
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from culnig_fast import ranking
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, NeuronSet, check_module_names
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, check_module_names
 from culnig_fast.ranking import implementation
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection_input import check_countries, check_every_group, check_min_z, check_tables

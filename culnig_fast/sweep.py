@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import ATTENTION_MODULES
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import general_set, one_pool, specific_set
 from culnig_fast.selection_input import check_countries, check_every_group, check_min_z, check_tables

@@ -8,7 +8,8 @@ import torch
 
 from culnig_fast.architecture import SiteLocation
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import NeuronSet, NeuronSite
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import NeuronSite
 
 
 def watched_places(

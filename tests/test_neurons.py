@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, DENSE_MODULES, NeuronLayout, NeuronSet, NeuronSite
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import ATTENTION_MODULES, DENSE_MODULES, NeuronLayout, NeuronSite
 
 NAMES = ATTENTION_MODULES + DENSE_MODULES
 SITES = [NeuronSite(name, layer, 3 + layer) for layer in (1, 0) for name in reversed(NAMES)]

@@ -14,7 +14,8 @@ import pytest
 
 from culnig_fast import _selection_numpy, ranking
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import Neuron, NeuronLayout, NeuronSet, NeuronSite
+from culnig_fast.neuron_sets import Neuron, NeuronSet
+from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import implementation, select_general, select_random, select_specific
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import MODULE_NAMES, NeuronLayout, NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import MODULE_NAMES, NeuronLayout
 from culnig_fast.selection_pools import default_modules
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, NeuronSet, check_module_names
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, check_module_names
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout
 from culnig_fast.selection_pools import default_modules
 from culnig_fast.statistics import holm
 

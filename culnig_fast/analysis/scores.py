@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import ATTENTION_MODULES
 from culnig_fast.ranking import top_count
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection_pools import mlp_modules_of

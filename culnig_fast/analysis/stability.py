@@ -10,7 +10,8 @@ import numpy as np
 
 from culnig_fast.analysis.overlap import expected_jaccard, shared_distribution
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import select_general
 from culnig_fast.selection_pools import default_modules

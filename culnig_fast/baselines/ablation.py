@@ -17,7 +17,7 @@ from culnig_fast.baselines.asked import Asked, ask, gold_log_p
 from culnig_fast.baselines.hooks import Change, replaced
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import LastPosition
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question
 from culnig_fast.scores import ScoreTable
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from culnig_fast.baselines.activations import ActivationTable
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.selection_pools import mlp_modules_of
 
 

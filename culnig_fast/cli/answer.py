@@ -60,7 +60,7 @@ def answer(
     loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     from culnig_fast import masking
     from culnig_fast.generation import answer as run_answer
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
     from culnig_fast.questions import first_of_groups
 
     questions = first_of_groups(loaded_task.questions(split, tokenizer), limit)

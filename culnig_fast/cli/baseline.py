@@ -143,7 +143,7 @@ def mean_activation(
     """The neurons that are most strongly active on average."""
     from culnig_fast.baselines.activations import ActivationTable
     from culnig_fast.baselines.selecting import select_like
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
 
     refuse_existing(out, overwrite)
     table = ActivationTable.load(counters).scores(magnitude=not signed)
@@ -168,7 +168,7 @@ def weight_norm(
     loaded, _ = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     from culnig_fast.baselines.selecting import select_like
     from culnig_fast.baselines.weights import weight_norms
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
 
     wanted = NeuronSet.load(like)
     table = weight_norms(loaded, sorted(set(wanted.module_names)) or None)
@@ -191,7 +191,7 @@ def _entropy(
     from culnig_fast.baselines.activations import ActivationTable
     from culnig_fast.baselines.entropy import select_by_entropy
     from culnig_fast.files import atomic_folder, file_name
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
 
     refuse_existing(out, overwrite)
     if each is not None:

@@ -70,7 +70,7 @@ def evaluate(
     from culnig_fast import masking
     from culnig_fast.evaluation import Evaluation, compare
     from culnig_fast.evaluation import evaluate as run_evaluation
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
 
     questions = opened.questions(split, tokenizer)
     chosen = NeuronSet.load(neurons) if neurons is not None else NeuronSet.empty()

@@ -88,7 +88,7 @@ def finetune(
     options.check()
     numbers, choices = _seeds(seeds), _choices(modules or ["top", "bottom", "all"])
     from culnig_fast.models import EMBEDDED, local_folder
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
     from culnig_fast.pipeline.manifest import Manifest
 
     Manifest(out)  # refuses a folder of something else before anything is loaded

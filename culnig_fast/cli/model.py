@@ -37,7 +37,7 @@ def bake(
     loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     from culnig_fast.files import atomic_folder
     from culnig_fast.masking import bake as bake_weights
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
 
     chosen = NeuronSet.load(neurons)
     edited = bake_weights(loaded, chosen, 0.0 if action is Action.suppress else 2.0, in_place=True)

@@ -47,7 +47,7 @@ def modules(
             refuse_existing(path, overwrite)
             if path.suffix != ending:
                 raise CulnigError(f"{path} must end in {ending}")
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
 
     chosen = NeuronSet.load(neurons)
     if Path(model).suffix == ".safetensors":

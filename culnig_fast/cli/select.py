@@ -158,7 +158,7 @@ def select_random_command(
     as_json: Json = False,
 ) -> None:
     """Draw as many neurons at random, for a baseline."""
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
     from culnig_fast.scores import ScoreTable
     from culnig_fast.selection import select_random
 

@@ -18,7 +18,7 @@ from culnig_fast.analysis.modules import Choice, Which, pick_modules
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import atomic_folder, read_json, write_json
 from culnig_fast.finetuning.options import TrainingOptions
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.pipeline.digests import digest
 from culnig_fast.pipeline.manifest import Manifest, locked, sweep
 from culnig_fast.questions import Question

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from culnig_fast.files import write_json
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.pipeline.config import RunConfig
 from culnig_fast.pipeline.identification import kinship, load_set, load_table, specific
 from culnig_fast.pipeline.reporting import random_conditions, set_sizes, task_points

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.pipeline.config import RunConfig
 from culnig_fast.pipeline.identification import kinship, load_set, specific
 from culnig_fast.pipeline.workbench import Workbench

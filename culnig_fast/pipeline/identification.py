@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES
 from culnig_fast.pipeline.config import RunConfig
 from culnig_fast.pipeline.workbench import Workbench
 from culnig_fast.scores import ScoreTable

@@ -11,7 +11,7 @@ from typing import Any
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import read_json
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.tables.table import Cell, Table
 
 MANIFEST = "manifest.json"

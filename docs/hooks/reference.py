@@ -10,7 +10,7 @@ import culnig_fast
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "Questions and scores": ("questions", "attribution", "scores", "instances", "streaming", "planning"),
-    "The engine": ("attributor", "architecture", "neurons", "module_attributor", "module_sites"),
+    "The engine": ("attributor", "architecture", "neurons", "neuron_sets", "module_attributor", "module_sites"),
     "Selection": ("selection", "selection_device", "sweep"),
     "Interventions and evaluation": ("masking", "evaluation", "statistics"),
     "Baselines": ("baselines",),

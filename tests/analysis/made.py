@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from culnig_fast.analysis import instances, kin, kinship, layers, overlap, parts, scores, stability
-from culnig_fast.neurons import NeuronLayout, NeuronSet, NeuronSite
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import select_general, select_random
 from culnig_fast.tables.figures import Drawing, TaskPoints

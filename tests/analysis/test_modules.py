@@ -15,7 +15,8 @@ from command_line import invoke
 
 from culnig_fast.analysis.modules import Module, choose_modules, find_modules, pick_modules, rank_modules, to_yaml
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import NeuronLayout, NeuronSet, NeuronSite
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import NeuronLayout, NeuronSite
 
 WIDTHS = {"self_attn.q_proj": 4, "self_attn.k_proj": 2, "self_attn.v_proj": 2, "mlp.gate_proj": 16, "mlp.up_proj": 16}
 LAYOUT = NeuronLayout([NeuronSite(name, layer, width) for layer in range(3) for name, width in WIDTHS.items()])

@@ -26,7 +26,7 @@ from culnig_fast.analysis.stability import (
 )
 from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import Evaluation, compare
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import select_general
 from culnig_fast.statistics import holm, paired_bootstrap

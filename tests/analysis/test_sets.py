@@ -13,7 +13,8 @@ from culnig_fast.analysis.layers import neurons_by_layer
 from culnig_fast.analysis.overlap import expected_jaccard, hypergeometric, overlaps, shared_distribution
 from culnig_fast.analysis.scores import mean_difference, score_histogram, score_quantiles, symmetric_log_edges
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import NeuronLayout, NeuronSet, NeuronSite
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import select_general, select_random
 from tests.analysis.made import MODULES, draw_set, layout, table

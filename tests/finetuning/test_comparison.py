@@ -21,7 +21,7 @@ from culnig_fast.finetuning.comparison import Plan, compare_modules
 from culnig_fast.finetuning.options import TrainingOptions
 from culnig_fast.finetuning.table import comparison_record, comparison_table
 from culnig_fast.models import load_model
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question
 from culnig_fast.tables.figures import Drawing
 

@@ -16,7 +16,7 @@ import culnig_fast
 from culnig_fast.errors import CulnigError
 from culnig_fast.masking import suppress
 from culnig_fast.models import embedded_folder, load_model, load_tokenizer
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.tasks.rows import read_rows
 
 PACKAGE = Path(culnig_fast.__file__).parent

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from culnig_fast.cli import app
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import file_name, write_text
-from culnig_fast.neurons import NeuronLayout, NeuronSet, NeuronSite
+from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.pipeline.reading import load_config
 from culnig_fast.scores import ScoreTable
 

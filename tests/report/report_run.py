@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from culnig_fast.neurons import NeuronSet
+from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.tables.table import Cell, Table
 from culnig_fast.tables.writing import to_csv
 

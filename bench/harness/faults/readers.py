@@ -64,7 +64,7 @@ def activation_table() -> Any:
 
 def neuron_set() -> Any:
     """Three neurons."""
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
 
     return NeuronSet.from_flat(layout(), [3, 20, 40], [0.5, 0.25, 0.125], {"method": "general", "share": 0.01})
 
@@ -100,7 +100,7 @@ def _read_evaluation(folder: Path) -> Any:
 
 
 def _read_set(folder: Path) -> Any:
-    from culnig_fast.neurons import NeuronSet
+    from culnig_fast.neuron_sets import NeuronSet
 
     read = NeuronSet.load(folder / "x.json")
     return read.flat(layout()), read.per_layer(2), read.where(["mlp.gate_proj"])
