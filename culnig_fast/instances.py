@@ -19,7 +19,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.loop import Loop, Samples, non_finite_named
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question, encode_questions
-from culnig_fast.tensors import map_tensor, read_metadata, save_tensors
+from culnig_fast.tensors import map_tensor, read_facts, read_metadata, read_texts, save_tensors
 
 FORMAT = "culnig_fast.instances/1"
 
@@ -89,16 +89,17 @@ class InstanceTable:
         if header.get("format") != FORMAT:
             raise CulnigError(f"{path} is not an instance table ({FORMAT}); record one with record_instances")
         try:
-            modules, ids, groups, metadata = (
-                json.loads(header[name]) for name in ("modules", "ids", "groups", "metadata")
+            layers, columns = (np.array(map_tensor(path, name, np.int64)) for name in ("layer_idx", "neuron_idx"))
+            scores = np.array(map_tensor(path, "attribute_score", np.float64))
+            return cls(
+                NeuronSet(read_texts(header, "modules"), layers, columns, scores),
+                map_tensor(path, "scores", np.float64),
+                np.array(map_tensor(path, "probability", np.float64)),
+                read_texts(header, "ids"),
+                read_texts(header, "groups"),
+                read_facts(header),
             )
-            layers, columns, scores = (
-                np.array(map_tensor(path, name)) for name in ("layer_idx", "neuron_idx", "attribute_score")
-            )
-            neurons = NeuronSet(tuple(modules), layers, columns, scores)
-            probability = np.array(map_tensor(path, "probability"))
-            return cls(neurons, map_tensor(path, "scores"), probability, tuple(ids), tuple(groups), metadata)
-        except (KeyError, TypeError, ValueError, CulnigError) as error:
+        except CulnigError as error:
             raise CulnigError(f"{path} is a damaged instance table ({error}); record it again") from error
 
 

@@ -11,7 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 from harness.faults.fuzz import Damaged, limited_memory, run
-from harness.faults.readers import Reader, readers
+from harness.faults.readers import Reader
+from harness.faults.targets import readers
 
 EXAMPLES = 30
 READERS = readers()

@@ -27,7 +27,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from harness.faults.mutations import mutated
-from harness.faults.readers import Reader, readers
+from harness.faults.readers import Reader
+from harness.faults.targets import readers
 
 SECONDS = 10.0
 """A read that takes longer hangs."""

@@ -62,6 +62,15 @@ def activation_table() -> Any:
     return ActivationTable(positive, values, values, tokens, counts, ("China", "Spain", "UK"), ("q",), layout())
 
 
+def instance_table() -> Any:
+    """Three samples."""
+    from culnig_fast.instances import InstanceTable
+
+    neurons = neuron_set()
+    scores = np.linspace(-1, 1, 3 * len(neurons)).reshape(3, -1)
+    return InstanceTable(neurons, scores, np.ones(3), ("a", "b", "c"), ("x", "x", "y"), {"reduction": "max"})
+
+
 def neuron_set() -> Any:
     """Three neurons."""
     from culnig_fast.neuron_sets import NeuronSet
@@ -226,6 +235,14 @@ def _load_scores(path: Path) -> Any:
     return select_general(table, score_table(1), score_table(2))
 
 
+def _load_instances(path: Path) -> Any:
+    from culnig_fast.analysis.instances import instances_dict, positive_shares
+    from culnig_fast.instances import InstanceTable
+
+    table = InstanceTable.load(path)
+    return positive_shares(table), instances_dict(table, {name: {"prompt": "?", "answer": "A"} for name in table.ids})
+
+
 def _load_activations(path: Path) -> Any:
     from culnig_fast.baselines.activations import ActivationTable
 
@@ -258,14 +275,12 @@ def task_reader(
     return Reader(name, write, read, share, fixed)
 
 
-def readers() -> tuple[Reader, ...]:
-    """All of them."""
-    from harness.faults.commands import command_readers
-    from harness.faults.task_files import task_readers
-
+def file_readers() -> tuple[Reader, ...]:
+    """Those of our own files and of the published program's."""
     return (
         _table_reader("score table", score_table, _load_scores),
         _table_reader("activation counters", activation_table, _load_activations),
+        _table_reader("instances", instance_table, _load_instances),
         Reader("checkpoint", _write_checkpoint, _read_checkpoint),
         Reader("neuron set", lambda folder: neuron_set().save(folder / "x.json", overwrite=True), _read_set),
         Reader("results", _write_evaluation, _read_evaluation),
@@ -273,8 +288,6 @@ def readers() -> tuple[Reader, ...]:
         Reader("manifest", _write_manifest, _read_manifest, 1.0, ("results/out.txt",)),
         Reader("tables.json", _write_summary, _read_summary, 0.5),
         *(_score_file(kind) for kind in _score_files()),
-        *task_readers(),
-        *command_readers(),
     )
 
 
