@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES
 from culnig_fast.pipeline.config import RunConfig
@@ -158,7 +159,13 @@ def _general(bench: Workbench, out: Path) -> Choice:
 
     def choose() -> NeuronSet:
         neur, control, surface = _load_tables(out)
-        return select_general(neur, control, surface, **shares)
+        chosen = select_general(neur, control, surface, **shares)
+        if not len(chosen):
+            raise CulnigError(
+                "no neuron passed the thresholds of the culture-general set, so there is nothing to evaluate; raise "
+                "thresholds.mlp_share or attention_share, or lower surface_share"
+            )
+        return chosen
 
     return Choice(choose, _SCORES, shares)
 

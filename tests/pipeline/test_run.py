@@ -133,6 +133,14 @@ def test_other_rows_of_a_file_are_noticed(copy: Path) -> None:
     assert {changed[name] for name in results} == {"questions changed"}
 
 
+def test_thresholds_that_nothing_passes_end_the_run_before_it_evaluates(copy: Path) -> None:
+    narrow = config(copy, baselines=list(ALL), thresholds={"mlp_share": 0.0, "attention_share": 0.0})
+    before = contents(copy / "out")
+    with pytest.raises(CulnigError, match=r"nothing to evaluate; raise thresholds\.mlp_share"):
+        run(narrow, progress=False)
+    assert contents(copy / "out") == before
+
+
 def test_altered_and_missing_outputs_are_made_again(copy: Path) -> None:
     before = contents(copy / "out")
     (copy / "out/results/mlp/pick.jsonl").write_text("{}\n")
