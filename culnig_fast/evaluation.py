@@ -74,7 +74,8 @@ class Evaluation:
             self.answers,
             self.predictions,
             self.correct.tolist(),
-            self.probability,
+            # JSON has no NaN: answers in the model's own words have no P.
+            [None if math.isnan(p) else p for p in self.probability.tolist()],
         )
         rows = [dict(zip(FIELDS, row, strict=True)) for row in zip(*columns, strict=True)]
         suffix = Path(path).suffix.lower()
@@ -97,7 +98,8 @@ class Evaluation:
         try:
             # splitlines() would also cut at the Unicode line separators that an answer may hold unescaped.
             lines = Path(path).read_text(encoding="utf-8").split("\n")
-            rows = [parse_json(line, "a line is no JSON") for line in lines if line]
+            # Earlier versions wrote NaN.
+            rows = [parse_json(line, "a line is no JSON", parse_constant=float) for line in lines if line]
             columns = [[_checked(field, row[field]) for row in rows] for field in FIELDS]
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise CulnigError(f"{path} is not a jsonl file of results ({error!r}); write one with evaluate") from error
@@ -116,8 +118,8 @@ class Evaluation:
 
 def _checked(field: str, value: Any) -> Any:
     """The value of a row's field; ValueError when it is none. Answers in the model's own words have NaN for P."""
-    if field == "probability" and type(value) is int:
-        value = float(value)
+    if field == "probability" and (value is None or type(value) is int):
+        value = math.nan if value is None else float(value)
     if not isinstance(value, _KINDS.get(field, str)) or (isinstance(value, float) and math.isinf(value)):
         raise ValueError(f"{field} is {value!r:.60}")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import families
@@ -115,3 +116,17 @@ def test_prepared_questions_give_the_same_under_every_intervention() -> None:
         assert again.ids == once.ids
         assert again.predictions == once.predictions
         assert (again.probability == once.probability).all()
+
+
+def test_a_missing_probability_is_valid_json_and_comes_back(tmp_path: Path) -> None:
+    """NaN, which is what earlier files hold, reads the same."""
+    answered = Evaluation(
+        ("a", "b"), ("x", "x"), ("1", "2"), ("1", "3"), np.array([True, False]), np.array([np.nan, 0.5])
+    )
+    answered.save(tmp_path / "a.jsonl")
+    text = (tmp_path / "a.jsonl").read_text()
+    for line in text.splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    (tmp_path / "b.jsonl").write_text(text.replace("null", "NaN"))
+    for name in ("a.jsonl", "b.jsonl"):
+        np.testing.assert_array_equal(Evaluation.load(tmp_path / name).probability, [np.nan, 0.5])
