@@ -6,7 +6,8 @@
 
 #pragma once
 
-#include "sweep.hpp"     // candidates(), top_k(): rankings in one sweep over tables
-#include "threads.hpp"   // share_out()
-#include "top_k.hpp"     // TopK: the best of a stream
-#include "z_scores.hpp"  // group_z(), z_scores(): candidates against all groups
+#include "candidates.hpp"  // candidates(): pools in one sweep over tables
+#include "sweep.hpp"       // top_k()
+#include "threads.hpp"     // share_out()
+#include "top_k.hpp"       // TopK: the best of a stream
+#include "z_scores.hpp"    // group_z(), z_scores(): candidates against all groups

@@ -9,7 +9,8 @@
 #include <limits>
 #include <vector>
 
-#include "sweep.hpp"
+#include "threads.hpp"
+#include "views.hpp"
 
 namespace culnig {
 

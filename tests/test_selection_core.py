@@ -418,8 +418,8 @@ def test_the_compiler_vectorises_what_reads_the_tables(function: str, tmp_path: 
     done = subprocess.run(
         ["g++", *flags, str(unit), "-o", str(tmp_path / "unit.o")], capture_output=True, text=True, check=True
     )
-    vectorised = {int(line.split(":")[1]) for line in done.stderr.splitlines() if "sweep.hpp" in line}
-    lines = (folder / "sweep.hpp").read_text().splitlines()
+    vectorised = {int(line.split(":")[1]) for line in done.stderr.splitlines() if "ranking.hpp" in line}
+    lines = (folder / "ranking.hpp").read_text().splitlines()
     # The last of several is the one that doubles take.
     start = max(i for i, line in enumerate(lines) if f"void {function}(" in line)
     end = next(i for i in range(start, len(lines)) if lines[i] == "}")
