@@ -1,5 +1,5 @@
 // culnig_fast._selection: selection.hpp for NumPy arrays and CPU tensors, zero-copy, with the GIL released.
-// culnig_fast/_selection_numpy.py has the same functions, results and messages.
+// culnig_fast/selection/numpy_core.py has the same functions, results and messages.
 
 #include <optional>
 #include <string>
@@ -257,7 +257,7 @@ py::array_t<double> group_z(const py::object& table, const py::object& samples, 
 }  // namespace
 
 PYBIND11_MODULE(_selection, module) {
-    module.doc() = "Selection of neurons from score tables; culnig_fast.selection is the public face.";
+    module.doc() = "Selection of neurons from score tables; culnig_fast.selection.rules is the public face.";
     module.def("top_k", &top_k, py::arg("values"), py::arg("k"), py::arg("threads") = 0, py::arg("tuning") = py::none(),
                "Indices int64 [k] of the k largest of values float64 or float32 [n], in stable descending order.");
     module.def("candidates", &candidates, py::arg("table"), py::arg("samples"), py::arg("control"),

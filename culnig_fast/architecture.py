@@ -15,8 +15,8 @@ from typing import Any, Literal
 from torch import nn
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.expert_probe import Mixture
-from culnig_fast.experts import Experts
+from culnig_fast.mixtures.experts import Experts
+from culnig_fast.mixtures.probe import Mixture
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
 from culnig_fast.probe import linear_shape, recorded_layers
 from culnig_fast.roles import Role, Roles, find_mixture, layer_roles, prove_listed

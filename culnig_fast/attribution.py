@@ -11,15 +11,15 @@ import torch
 
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
-from culnig_fast.budget import Budget, CudaMeter, Meter, measured_tokens
-from culnig_fast.checkpoint import Checkpoint, Progress
-from culnig_fast.distributed import World, rank_path
 from culnig_fast.errors import CulnigError
-from culnig_fast.fingerprint import fingerprint
-from culnig_fast.finished import finished_table
-from culnig_fast.loop import Loop, Samples, non_finite_named
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
+from culnig_fast.running.budget import Budget, CudaMeter, Meter, measured_tokens
+from culnig_fast.running.checkpoint import Checkpoint, Progress
+from culnig_fast.running.distributed import World, rank_path
+from culnig_fast.running.fingerprint import fingerprint
+from culnig_fast.running.finished import finished_table
+from culnig_fast.running.loop import Loop, Samples, non_finite_named
 from culnig_fast.scores import ScoreTable
 from culnig_fast.version import __version__
 

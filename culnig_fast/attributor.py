@@ -13,16 +13,16 @@ from torch import nn
 from culnig_fast import backend as backends
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
-from culnig_fast.experts import Routing
-from culnig_fast.fused import Scoring
-from culnig_fast.fusion import PATHS, Fusion, fused_layers
+from culnig_fast.fused.fusion import PATHS, Fusion, fused_layers
+from culnig_fast.fused.layer import Scoring
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
+from culnig_fast.mixtures.experts import Routing
+from culnig_fast.mixtures.routed import routed_scores
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import NeuronSite
 from culnig_fast.positions import FUSED_REDUCTIONS, check_reduction, counted
 from culnig_fast.quantised import check_gradients, device_of
 from culnig_fast.recompute import recomputed_layers
-from culnig_fast.routed import routed_scores
 from culnig_fast.sample_weights import SampleWeights
 from culnig_fast.tap import attach_taps
 from culnig_fast.watching import watched_places

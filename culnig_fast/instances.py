@@ -13,12 +13,12 @@ import torch
 
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, plan_batches
-from culnig_fast.budget import Budget
-from culnig_fast.distributed import World
 from culnig_fast.errors import CulnigError
-from culnig_fast.loop import Loop, Samples, non_finite_named
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question, encode_questions
+from culnig_fast.running.budget import Budget
+from culnig_fast.running.distributed import World
+from culnig_fast.running.loop import Loop, Samples, non_finite_named
 from culnig_fast.tensors import map_tensor, read_facts, read_metadata, read_texts, save_tensors
 
 FORMAT = "culnig_fast.instances/1"

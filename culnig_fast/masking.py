@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
-from culnig_fast.experts import Change
+from culnig_fast.mixtures.experts import Change
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.probe import linear_shape
 from culnig_fast.quantised import device_of, why_not_plain

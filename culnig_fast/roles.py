@@ -12,8 +12,8 @@ from typing import Any, Literal
 from torch import nn
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.expert_probe import Mixture, fused_mixture, listed_mixture
-from culnig_fast.listed_experts import ListedExperts, tells_tokens_apart
+from culnig_fast.mixtures.listed import ListedExperts, tells_tokens_apart
+from culnig_fast.mixtures.probe import Mixture, fused_mixture, listed_mixture
 from culnig_fast.neurons import ATTENTION_MODULES
 from culnig_fast.probe import Block, LayerProbe, Projection, lies_under
 

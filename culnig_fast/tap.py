@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import nn
 
-from culnig_fast.experts import Change, Routing
+from culnig_fast.mixtures.experts import Change, Routing
 
 
 class Location(Protocol):

@@ -12,8 +12,8 @@ import torch
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
-from culnig_fast import loop
-from culnig_fast.distributed import RankError, World, joined
+from culnig_fast.running import loop
+from culnig_fast.running.distributed import RankError, World, joined
 
 OPTIONS: dict[str, Any] = {"batch_tokens": 30, "progress": False, "path": "taps"}
 

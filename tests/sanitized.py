@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-SUITES = ("test_selection_core.py", "test_selection.py", "test_sweep.py")
+SUITES = ("selection/test_selection_core.py", "selection/test_selection.py", "selection/test_sweep.py")
 
 
 def main(folder: str, *arguments: str) -> int:

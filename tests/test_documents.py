@@ -32,7 +32,7 @@ LONG = {
     "culnig-fast run ": "minutes, or a config of the reader's; tests/pipeline runs the same on a few questions",
     "culnig-fast report runs/": "needs a finished run; tests/report has one",
     "culnig-fast finetune ": "minutes; tests/finetuning trains for a few steps",
-    "torchrun ": "several processes; tests/test_distributed.py starts them",
+    "torchrun ": "several processes; tests/running/test_distributed.py starts them",
 }
 """Beginnings of lines that are not run although their block is, and why; they must parse all the same."""
 

@@ -86,7 +86,8 @@ def run_from(wheel: Path, folder: Path, code: str) -> subprocess.CompletedProces
 
 USE = """
 import numpy as np, culnig_kernels, culnig_fast
-from culnig_fast import ranking, selection
+from culnig_fast.selection import ranking
+from culnig_fast.selection import rules as selection
 for module in (culnig_kernels, culnig_fast, selection):
     assert module.__file__.startswith(sys.path[0]), module.__file__
 best, scores = ranking.rank(ranking.Source("s", np.array([[1.0, 3.0, 2.0]]), 2), None, np.array([[0, 3]]), 2)

@@ -1,4 +1,4 @@
-"""Models by name with random weights, made on the device they run on; `culnig_fast.shapes` configures them."""
+"""Models by name with random weights, made on the device they run on; `culnig_fast.planning.shapes` configures them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.shapes import SHAPES, Shape
+from culnig_fast.planning.shapes import SHAPES, Shape
 
 __all__ = ["SHAPES", "Shape", "Size", "build", "size_of"]
 

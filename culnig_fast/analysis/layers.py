@@ -10,7 +10,7 @@ import numpy as np
 from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import MODULE_NAMES, NeuronLayout
-from culnig_fast.selection_pools import default_modules
+from culnig_fast.selection.pools import default_modules
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,9 @@ import numpy as np
 from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import ATTENTION_MODULES
-from culnig_fast.ranking import top_count
 from culnig_fast.scores import ScoreTable
-from culnig_fast.selection_pools import mlp_modules_of
+from culnig_fast.selection.pools import mlp_modules_of
+from culnig_fast.selection.ranking import top_count
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,9 +13,9 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout
 from culnig_fast.scores import ScoreTable
-from culnig_fast.selection import select_general
-from culnig_fast.selection_pools import default_modules
-from culnig_fast.sweep import jaccard, sweep_general
+from culnig_fast.selection.pools import default_modules
+from culnig_fast.selection.rules import select_general
+from culnig_fast.selection.sweep import jaccard, sweep_general
 
 if TYPE_CHECKING:
     import pandas as pd

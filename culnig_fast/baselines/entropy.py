@@ -17,7 +17,7 @@ import numpy as np
 from culnig_fast.baselines.activations import ActivationTable
 from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
-from culnig_fast.selection_pools import mlp_modules_of
+from culnig_fast.selection.pools import mlp_modules_of
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from tqdm.auto import tqdm
 from culnig_fast.architecture import SiteLocation, refuse_experts
 from culnig_fast.baselines.asked import Asked, ask, gold_log_p
 from culnig_fast.baselines.hooks import replaced
-from culnig_fast.diagnosis import check_finite
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import LastPosition
 from culnig_fast.questions import Question
+from culnig_fast.running.diagnosis import check_finite
 from culnig_fast.scores import ScoreTable
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from culnig_fast import ranking
 from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES
-from culnig_fast.ranking import NotANumberError, Source
 from culnig_fast.scores import ScoreTable, check_same_layout
+from culnig_fast.selection import ranking
+from culnig_fast.selection.ranking import NotANumberError, Source
 
 
 def select_like(

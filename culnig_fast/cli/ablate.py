@@ -83,7 +83,7 @@ def ablate(
     from culnig_fast.baselines.ablation import ablate as run_ablation
     from culnig_fast.baselines.ablation import agreement
     from culnig_fast.neuron_sets import NeuronSet
-    from culnig_fast.selection import select_random
+    from culnig_fast.selection.rules import select_random
 
     asked = load_questions(task, data, topics, split, tokenizer)
     if questions is not None:

@@ -12,7 +12,7 @@ from culnig_fast.cli.options import Json, Sites, quiet_libraries, report
 from culnig_fast.errors import CulnigError
 
 if TYPE_CHECKING:
-    from culnig_fast.planning import Plan
+    from culnig_fast.planning.plan import Plan
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -42,7 +42,7 @@ def plan(
         if value is not None and not 0 < value < 1e30:
             raise CulnigError(f"{name} is {value:g}; give a number above 0")
     quiet_libraries()
-    from culnig_fast.planning import plan as make_plan
+    from culnig_fast.planning.plan import plan as make_plan
 
     made = make_plan(
         model, sites=site, dtype=dtype, groups=groups, memory=room, flops=flops, tokens=tokens, length=length

@@ -114,7 +114,7 @@ def score(
         "checkpoint_seconds": checkpoint_seconds,
         "progress": not quiet,
     }
-    from culnig_fast.distributed import joined, local_device
+    from culnig_fast.running.distributed import joined, local_device
 
     with joined() as world:
         if stream:

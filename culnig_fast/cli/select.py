@@ -54,8 +54,8 @@ def select_general_command(
     as_json: Json = False,
 ) -> None:
     """Choose culture-general neurons."""
-    from culnig_fast.selection import select_general
-    from culnig_fast.sweep import sweep_general
+    from culnig_fast.selection.rules import select_general
+    from culnig_fast.selection.sweep import sweep_general
 
     refuse_existing(out, overwrite)
     shares = {"mlp_share": mlp_share, "attention_share": attention_share}
@@ -86,8 +86,8 @@ def select_specific_command(
     as_json: Json = False,
 ) -> None:
     """Choose the neurons of one country."""
-    from culnig_fast.selection import select_specific
-    from culnig_fast.sweep import sweep_specific
+    from culnig_fast.selection.rules import select_specific
+    from culnig_fast.selection.sweep import sweep_specific
 
     refuse_existing(out, overwrite)
     thresholds: dict[str, Any] = {"share": share, "surface_share": surface_share, "min_z": min_z}
@@ -119,7 +119,7 @@ def select_specific_all_command(
     as_json: Json = False,
 ) -> None:
     """Choose the neurons of each country, in one sweep over the tables."""
-    from culnig_fast.selection import select_specific_all
+    from culnig_fast.selection.rules import select_specific_all
     from culnig_fast.tasks.countries import TARGET_COUNTRIES
 
     found = select_specific_all(
@@ -160,7 +160,7 @@ def select_random_command(
     """Draw as many neurons at random, for a baseline."""
     from culnig_fast.neuron_sets import NeuronSet
     from culnig_fast.scores import ScoreTable
-    from culnig_fast.selection import select_random
+    from culnig_fast.selection.rules import select_random
 
     refuse_existing(out, overwrite)
     if (count is None) == (like is None):
@@ -199,7 +199,7 @@ def _values(sweep: list[str], thresholds: dict[str, float]) -> dict[str, Any]:
 
 def _save_sweeps(sweeps: Any, out: Path, overwrite: bool, as_json: bool) -> None:
     from culnig_fast.files import write_text
-    from culnig_fast.sweep import as_csv
+    from culnig_fast.selection.sweep import as_csv
 
     write_text(out, as_csv(sweeps), overwrite)
     lines = []

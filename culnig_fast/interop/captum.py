@@ -13,9 +13,9 @@ from culnig_fast import backend as backends
 from culnig_fast.errors import CulnigError
 from culnig_fast.interop.layer_taps import LayerTaps, Show
 from culnig_fast.last_position import frozen_parameters
-from culnig_fast.module_attributor import overwrites
-from culnig_fast.module_scores import checked_batch, reduced
-from culnig_fast.module_sites import ModuleSite
+from culnig_fast.modules.attributor import overwrites
+from culnig_fast.modules.reduction import checked_batch, reduced
+from culnig_fast.modules.sites import ModuleSite
 from culnig_fast.positions import check_reduction
 from culnig_fast.tap import was_overwritten
 

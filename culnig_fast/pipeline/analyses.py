@@ -64,7 +64,7 @@ class Sources:
     def resampled(self) -> dict[str, NeuronSet]:
         """The general set of each resample of the questions."""
         from culnig_fast.analysis.stability import select_resamples
-        from culnig_fast.selection import select_general
+        from culnig_fast.selection.rules import select_general
 
         limits = self.config.thresholds
 

@@ -109,7 +109,7 @@ class Choice:
     choose: Callable[[], NeuronSet]
     needs: tuple[str, ...]
     options: Any
-    modules: tuple[str, ...] = ("culnig_fast.selection",)
+    modules: tuple[str, ...] = ("culnig_fast.selection.rules",)
     reads_model: bool = False
 
 
@@ -152,7 +152,7 @@ def _load_tables(out: Path) -> tuple[ScoreTable, ...]:
 
 
 def _general(bench: Workbench, out: Path) -> Choice:
-    from culnig_fast.selection import select_general
+    from culnig_fast.selection.rules import select_general
 
     limits = bench.config.thresholds
     shares = {name: getattr(limits, name) for name in ("mlp_share", "attention_share", "surface_share")}
@@ -172,7 +172,7 @@ def _general(bench: Workbench, out: Path) -> Choice:
 
 def _specific(config: RunConfig, out: Path, country: str, share: float | None) -> Choice:
     """By the thresholds' own share, or another."""
-    from culnig_fast.selection import select_specific
+    from culnig_fast.selection.rules import select_specific
 
     limits = config.thresholds
     share = limits.specific_share if share is None else share
@@ -194,7 +194,7 @@ def _specific(config: RunConfig, out: Path, country: str, share: float | None) -
 
 
 def _random(out: Path, seed: int) -> Choice:
-    from culnig_fast.selection import select_random
+    from culnig_fast.selection.rules import select_random
 
     def choose() -> NeuronSet:
         return select_random(load_table(out, "neur").layout, len(load_set(out, "general")), seed=seed)

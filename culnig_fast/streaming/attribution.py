@@ -12,13 +12,13 @@ import torch
 from tqdm.auto import tqdm
 
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
-from culnig_fast.checkpoint import Checkpoint, Progress
 from culnig_fast.errors import CulnigError, Interrupted
-from culnig_fast.finished import finished_table
-from culnig_fast.interrupts import terminated
 from culnig_fast.models import DTYPES, load_tokenizer, local_folder
 from culnig_fast.questions import EncodedQuestions, Question, encode_questions
 from culnig_fast.resampling import table_rows
+from culnig_fast.running.checkpoint import Checkpoint, Progress
+from culnig_fast.running.finished import finished_table
+from culnig_fast.running.interrupts import terminated
 from culnig_fast.scores import ScoreTable
 from culnig_fast.streaming.attributor import Objective, StreamedAttributor
 from culnig_fast.streaming.block import default_stream_tokens, plan_blocks

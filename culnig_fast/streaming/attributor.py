@@ -17,11 +17,11 @@ from culnig_fast.architecture import SiteLocation
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import Batch
 from culnig_fast.errors import CulnigError
-from culnig_fast.fused import FusedLayer
-from culnig_fast.fusion import fuse_layer, join_layer, same_model
+from culnig_fast.fused.fusion import fuse_layer, join_layer, same_model
+from culnig_fast.fused.layer import FusedLayer
+from culnig_fast.fused.parts import LayerParts
+from culnig_fast.fused.trace import NotFusable
 from culnig_fast.last_position import LastPosition
-from culnig_fast.layer_parts import LayerParts
-from culnig_fast.layer_trace import NotFusable
 from culnig_fast.positions import counted
 from culnig_fast.streaming.block import BlockBatch, States
 from culnig_fast.streaming.calls import Call

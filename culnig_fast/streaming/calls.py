@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.fusion import replaced_forward
+from culnig_fast.fused.fusion import replaced_forward
 from culnig_fast.last_position import LastPosition
 from culnig_fast.probe import same_tensor
 

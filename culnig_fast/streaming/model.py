@@ -13,8 +13,8 @@ from torch import nn
 
 from culnig_fast.architecture import Architecture, discover, find_layers, layer_kind, refuse_experts
 from culnig_fast.errors import CulnigError
-from culnig_fast.expert_probe import fused_holders
-from culnig_fast.fusion import replaced_forward
+from culnig_fast.fused.fusion import replaced_forward
+from culnig_fast.mixtures.probe import fused_holders
 from culnig_fast.probe import LayerProbe
 from culnig_fast.streaming.calls import Surroundings
 from culnig_fast.streaming.names import match_names

@@ -10,13 +10,13 @@ import culnig_fast
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "Questions and scores": ("questions", "attribution", "scores", "instances", "streaming", "planning"),
-    "The engine": ("attributor", "architecture", "neurons", "neuron_sets", "module_attributor", "module_sites"),
-    "Selection": ("selection", "selection_device", "sweep"),
+    "The engine": ("attributor", "architecture", "neurons", "neuron_sets", "modules"),
+    "Selection": ("selection",),
     "Interventions and evaluation": ("masking", "evaluation", "statistics"),
     "Baselines": ("baselines",),
     "Modules and fine-tuning": ("analysis", "finetuning"),
     "Other programs": ("interop",),
-    "Processes, reports, errors": ("distributed", "report", "errors"),
+    "Processes, reports, errors": ("running", "report", "errors"),
 }
 """Title of each page, and the modules and packages of `culnig_fast` whose public names stand there."""
 

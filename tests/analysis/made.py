@@ -12,7 +12,7 @@ from culnig_fast.analysis import instances, kin, kinship, layers, overlap, parts
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.scores import ScoreTable
-from culnig_fast.selection import select_general, select_random
+from culnig_fast.selection.rules import select_general, select_random
 from culnig_fast.tables.figures import Drawing, TaskPoints
 from culnig_fast.tasks.countries import COUNTRIES
 

@@ -28,7 +28,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import Evaluation, compare
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.scores import ScoreTable
-from culnig_fast.selection import select_general
+from culnig_fast.selection.rules import select_general
 from culnig_fast.statistics import holm, paired_bootstrap
 from culnig_fast.tables.figures import Drawing
 from tests.analysis.made import SIZES, draw_set, layout, recorded, table, tasks

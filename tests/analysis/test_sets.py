@@ -16,7 +16,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.scores import ScoreTable
-from culnig_fast.selection import select_general, select_random
+from culnig_fast.selection.rules import select_general, select_random
 from tests.analysis.made import MODULES, draw_set, layout, table
 
 WHERE = layout()

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from culnig_fast.baselines.activations import ActivationTable
-from culnig_fast.checkpoint import Checkpoint, Progress
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import parse_json, read_json
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import NeuronLayout, NeuronSite
+from culnig_fast.running.checkpoint import Checkpoint, Progress
 from culnig_fast.scores import ScoreTable
 from culnig_fast.tensors import CONTENT, read_metadata, save_tensors
 

@@ -17,11 +17,11 @@ from culnig_fast.attribution import attribute
 from culnig_fast.attributor import Attributor
 from culnig_fast.baselines.weights import weight_norms
 from culnig_fast.errors import CulnigError
-from culnig_fast.fingerprint import fingerprint
 from culnig_fast.last_position import frozen_parameters
 from culnig_fast.masking import bake, suppress
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.quantised import why_not_plain
+from culnig_fast.running.fingerprint import fingerprint
 
 SET = NeuronSet(("mlp.gate_proj", "self_attn.v_proj", "mlp.act"), [0, 1, 1], [3, 2, 5], [1.0, 1.0, 1.0])
 

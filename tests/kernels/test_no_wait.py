@@ -10,7 +10,7 @@ import torch
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
-from culnig_fast import loop
+from culnig_fast.running import loop
 
 pytestmark = [
     pytest.mark.gpu,

@@ -158,7 +158,7 @@ def test_a_stage_answers_for_all_code_it_runs() -> None:
     assert {"culnig_fast.attribution", "culnig_fast.probe", "culnig_fast.batching"} <= scoring
     assert any(name.startswith("culnig_kernels/") for name in scoring)
     assert "culnig_fast.masking" not in scoring
-    assert "culnig_fast.ranking" in code_files("culnig_fast.selection")
+    assert "culnig_fast.selection.ranking" in code_files("culnig_fast.selection.rules")
 
 
 def test_the_outlook_writes_nothing(copy: Path, tmp_path: Path) -> None:

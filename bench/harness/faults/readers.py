@@ -79,13 +79,13 @@ def neuron_set() -> Any:
 
 
 def _write_checkpoint(folder: Path) -> None:
-    from culnig_fast.checkpoint import Checkpoint, Progress
+    from culnig_fast.running.checkpoint import Checkpoint, Progress
 
     Checkpoint(folder / "x.safetensors", {"model": "m"}).save(Progress(score_table().totals, np.ones(4), 2048, None, 0))
 
 
 def _read_checkpoint(folder: Path) -> Any:
-    from culnig_fast.checkpoint import Checkpoint
+    from culnig_fast.running.checkpoint import Checkpoint
 
     return Checkpoint(folder / "x.safetensors", {"model": "m"}).load()
 
@@ -228,7 +228,7 @@ def _table_reader(name: str, table: Callable[[], Any], load: Callable[[Path], An
 
 def _load_scores(path: Path) -> Any:
     from culnig_fast.scores import ScoreTable
-    from culnig_fast.selection import select_general
+    from culnig_fast.selection.rules import select_general
 
     table = ScoreTable.load(path)
     table.n_samples, repr(table), table.row(table.groups[0]) if table.groups else None

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 import culnig_fast as cf
-from culnig_fast import ranking
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import refuse_existing, write_json
-from culnig_fast.selection import select_specific_all
+from culnig_fast.selection import ranking
+from culnig_fast.selection.rules import select_specific_all
 from harness.environment import environment
 from harness.selection import others
 from harness.selection.tables import make_tables

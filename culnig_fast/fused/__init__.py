@@ -1,0 +1,1 @@
+"""A layer as one autograd function that scores in its own backward."""

@@ -1,0 +1,318 @@
+"""The fast path: a decoder layer as one autograd function that scores its neurons in its own backward.
+
+Forward runs one product for q|k|v and one for gate|up, keeps the hidden state before each norm, the projections'
+outputs and nothing else, and leaves out what no gradient needs: weights are frozen. Backward recomputes rotation and
+attention where memory is what counts, folds activation × gradient into the kernels that read both anyway, and ends at
+the first layer's projections.
+
+In the last layer only each sample's last position reaches the answer. There keys and values are computed for all
+positions and everything else for the last alone; the other positions' scores of q, gate, up and act are exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from culnig_fast.architecture import SiteLocation
+from culnig_fast.backend import Operations
+from culnig_fast.errors import CulnigError
+from culnig_fast.fused.joining import Joined
+from culnig_fast.fused.parts import LayerParts, Norm, check_untouched, norm_arguments
+from culnig_fast.fused.trace import NotFusable
+from culnig_fast.neurons import NeuronSite
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a fused layer asks of the attributor, and gives it.
+
+    Attributes:
+        ops: the numeric operations.
+        reduction: over a sample's positions.
+        wanted: the sites to score.
+        lengths: int64 [S] real tokens of each sample of the batch that is running.
+        add: takes a site, its scores [S, K], and whether they are of each sample's last position alone.
+    """
+
+    ops: Operations
+    reduction: str
+    wanted: frozenset[NeuronSite]
+    lengths: Callable[[], torch.Tensor]
+    add: Callable[[SiteLocation, torch.Tensor, bool], None]
+
+
+class FusedLayer:
+    """Stands in for one decoder layer's forward.
+
+    Args:
+        parts: what the layer is made of.
+        qkv, gate_up: its joined projections.
+        scoring: where scores go.
+        first: no gradient is needed below this layer.
+        last_position: only each sample's last position is needed of this layer's output.
+    """
+
+    def __init__(
+        self,
+        parts: LayerParts,
+        qkv: Joined,
+        gate_up: Joined,
+        scoring: Scoring,
+        *,
+        first: bool = False,
+        last_position: bool = False,
+    ) -> None:
+        self.parts, self.qkv, self.gate_up, self.scoring = parts, qkv, gate_up, scoring
+        self.first, self.last_position = first, last_position
+        self.queries = parts.sites["self_attn.q_proj"].site.width
+        self.keys = parts.sites["self_attn.k_proj"].site.width
+
+    def __call__(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output [S, T, H], or [S, 1, H] when only the last position is needed."""
+        try:
+            check_untouched(self.parts.inside)
+        except NotFusable as error:
+            raise CulnigError(f"{error}; hook the model before the attributor's block, or use path='taps'") from error
+        cos, sin = kwargs[self.parts.positions]
+        out = _Layer.apply(hidden, cos, sin, kwargs.get("attention_mask"), self)
+        return (out,) if self.parts.returns_tuple else out
+
+    def norm(self, x: torch.Tensor, norm: Norm, residual: torch.Tensor | None = None) -> Any:
+        """(norm, what was normalised, 1 / rms)."""
+        ops, weight = self.scoring.ops, norm.module.weight.detach()
+        return ops.rms_norm(x, weight, norm.eps, offset=norm.offset, residual=residual)
+
+    def norm_backward(
+        self,
+        dy: torch.Tensor,
+        z: torch.Tensor,
+        rstd: torch.Tensor,
+        norm: Norm,
+        d_residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Gradient of what was normalised."""
+        ops, weight = self.scoring.ops, norm.module.weight.detach()
+        return ops.rms_norm_backward(dy, z, weight, rstd, offset=norm.offset, d_residual=d_residual)
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turn: Turn, mask: torch.Tensor | None
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Rotate and attend, ready for backward.
+
+        Args:
+            q: [S, T, queries], or [S, 1, queries] for the last position.
+            k, v: [S, T, keys].
+            turn: the angles of q and of k.
+            mask: what the model gave the layer; None is causal.
+
+        Returns:
+            rotated q, rotated k and v as leaves, and the attention's output [S, ·, queries].
+        """
+        ops, parts = self.scoring.ops, self.parts
+        leaves = [
+            ops.rotary(q, *turn.queries, parts.head_dim, **norm_arguments(parts.query_norm)),
+            ops.rotary(k, *turn.keys, parts.head_dim, **norm_arguments(parts.key_norm)),
+            v.detach(),
+        ]
+        with torch.enable_grad():
+            leaves = [leaf.requires_grad_(True) for leaf in leaves]
+            query, key, value = (leaf.unflatten(-1, (-1, parts.head_dim)).transpose(1, 2) for leaf in leaves)
+            groups = self.queries // self.keys
+            if mask is not None and groups > 1:
+                # With a mask, grouped heads would leave the fused attention kernels.
+                key, value = (h[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for h in (key, value))
+            out = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None and q.shape[1] > 1,
+                scale=parts.scale,
+                enable_gqa=mask is None and groups > 1,
+            )
+            return leaves, out.transpose(1, 2).flatten(2)
+
+    def give(self, name: str, scores: torch.Tensor | None, last: bool) -> None:
+        """Hand a site's scores on."""
+        if scores is not None:
+            self.scoring.add(self.parts.sites[name], scores, last)
+
+    def wants(self, name: str) -> bool:
+        """Whether the site is scored."""
+        return self.parts.sites[name].site in self.scoring.wanted
+
+
+@dataclass(frozen=True)
+class Turn:
+    """(cos, sin) for the queries' positions and for the keys'."""
+
+    queries: tuple[torch.Tensor, torch.Tensor]
+    keys: tuple[torch.Tensor, torch.Tensor]
+
+
+class _Layer(torch.autograd.Function):
+    """z = x + P₁(attention(N₁(x))), y = z + P₂(mlp(N₂(z))), for frozen weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None, layer: FusedLayer
+    ) -> torch.Tensor:
+        parts, last = layer.parts, None
+        if layer.last_position and x.shape[1] > 1:
+            last = layer.scoring.lengths().to(x.device) - 1
+        n, _, rstd_x = layer.norm(x, parts.before_attention)
+        q, k, v = _project(layer, n, last)
+        del n
+        turn, mask = _visible(cos, sin, mask, last, x.shape[1])
+        leaves, attended = layer.attend(q, k, v, turn, mask)
+        o = F.linear(attended.detach(), parts.o.weight, parts.o.bias)
+        # On a CPU time counts; elsewhere the attention is run again in backward and nothing of it is kept.
+        ctx.attention = (leaves, attended) if x.device.type == "cpu" else None
+        del leaves, attended
+        kept_o = rstd_o = kept_m = rstd_m = None
+        branch = o
+        if parts.after_attention is not None:
+            branch, kept_o, rstd_o = layer.norm(o, parts.after_attention)
+        residual = x if last is None else _rows(x, last)
+        n, z, rstd_z = layer.norm(branch, parts.before_mlp, residual=residual)
+        gate_up = F.linear(n, layer.gate_up.weight, layer.gate_up.bias)
+        del n, o, branch
+        h = layer.scoring.ops.gated_act(gate_up, parts.activation)
+        branch = F.linear(h, parts.down.weight, parts.down.bias)
+        del h
+        if parts.after_mlp is not None:
+            branch, kept_m, rstd_m = layer.norm(branch, parts.after_mlp)
+        ctx.layer, ctx.turn = layer, turn
+        ctx.save_for_backward(x, q, k, v, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last)
+        return z + branch
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+        layer: FusedLayer = ctx.layer
+        x, q, k, v, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last = ctx.saved_tensors
+        parts, dy = layer.parts, dy.contiguous()
+        lengths = layer.scoring.lengths().to(x.device)
+        d = dy
+        if parts.after_mlp is not None:
+            d = layer.norm_backward(dy, kept_m, rstd_m, parts.after_mlp)
+        d = _mlp_backward(layer, d, gate_up, lengths if last is None else torch.ones_like(lengths), last is not None)
+        dz = layer.norm_backward(d, z, rstd_z, parts.before_mlp, d_residual=dy)
+        d = dz
+        if parts.after_attention is not None:
+            d = layer.norm_backward(dz, kept_o, rstd_o, parts.after_attention)
+        leaves, attended = ctx.attention or layer.attend(q, k, v, ctx.turn, mask)
+        ctx.attention = None
+        gradients = torch.autograd.grad(attended, leaves, d @ parts.o.weight)
+        del leaves, attended, d
+        d_q, d_kv = _project_backward(layer, gradients, (q, k, v), ctx.turn, lengths, last)
+        if layer.first:
+            return None, None, None, None, None
+        weight = layer.qkv.weight
+        if last is None:
+            dx = layer.norm_backward(d_kv @ weight, x, rstd_x, parts.before_attention, d_residual=dz)
+            return dx, None, None, None, None
+        dn = d_kv @ weight[layer.queries :]
+        samples = torch.arange(len(last), device=last.device)
+        dn[samples, last] += (d_q @ weight[: layer.queries])[:, 0]
+        dx = layer.norm_backward(dn, x, rstd_x, parts.before_attention)
+        dx[samples, last] += dz[:, 0]
+        return dx, None, None, None, None
+
+
+def _project(
+    layer: FusedLayer, n: torch.Tensor, last: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v, all of them columns of one product unless q is of the last position alone."""
+    weight, bias, queries = layer.qkv.weight, layer.qkv.bias, layer.queries
+    if last is None:
+        q, k, v = F.linear(n, weight, bias).split([queries, layer.keys, layer.keys], dim=-1)
+        return q, k, v
+    q = F.linear(_rows(n, last), weight[:queries], None if bias is None else bias[:queries])
+    kv = F.linear(n, weight[queries:], None if bias is None else bias[queries:])
+    k, v = kv.chunk(2, dim=-1)
+    return q, k, v
+
+
+def _visible(
+    cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None, last: torch.Tensor | None, positions: int
+) -> tuple[Turn, torch.Tensor | None]:
+    """Angles of queries and keys, and the mask; for the last position, what it may look at."""
+    if last is None:
+        return Turn((cos, sin), (cos, sin)), mask
+    queries = tuple(_rows(table.expand(len(last), -1, -1), last) for table in (cos, sin))
+    if mask is None:
+        mask = (torch.arange(positions, device=last.device) <= last[:, None])[:, None, None]
+    else:
+        rows = last[:, None, None, None].expand(-1, mask.shape[1], 1, positions)
+        mask = mask[..., :positions].expand(len(last), -1, -1, -1).gather(2, rows)
+    return Turn((queries[0], queries[1]), (cos, sin)), mask
+
+
+def _mlp_backward(
+    layer: FusedLayer, d: torch.Tensor, gate_up: torch.Tensor, lengths: torch.Tensor, last: bool
+) -> torch.Tensor:
+    """Gradient of the MLP's input; scores gate, up and act on the way."""
+    names = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "act": "mlp.act"}
+    gate, up = gate_up.chunk(2, dim=-1)
+    d_gate_up, *scores = layer.scoring.ops.gated_act_backward(
+        d @ layer.parts.down.weight,
+        gate,
+        up,
+        lengths,
+        activation=layer.parts.activation,
+        scores=[short for short, name in names.items() if layer.wants(name)],
+        reduction=layer.scoring.reduction,
+    )
+    for name, score in zip(names.values(), scores, strict=True):
+        layer.give(name, score, last)
+    return d_gate_up @ layer.gate_up.weight
+
+
+def _project_backward(
+    layer: FusedLayer,
+    gradients: tuple[torch.Tensor, ...],
+    projected: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    turn: Turn,
+    lengths: torch.Tensor,
+    last: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of q and of k|v, columns of one tensor unless q is of the last position; scores all three."""
+    parts, scoring, queries, keys = layer.parts, layer.scoring, layer.queries, layer.keys
+    d_q, d_k, d_v = (gradient.reshape(p.shape) for gradient, p in zip(gradients, projected, strict=True))
+    width = 2 * keys + (queries if last is None else 0)
+    whole = d_k.new_empty((*d_k.shape[:-1], width))
+    out_k, out_v = whole[..., -2 * keys : -keys], whole[..., -keys:]
+    out_q = whole[..., :queries] if last is None else torch.empty_like(d_q)
+    own = lengths if last is None else torch.ones_like(lengths)
+    q, k, v = projected
+    for name, d, x, out, norm, (cos, sin), tokens in (
+        ("self_attn.q_proj", d_q, q, out_q, parts.query_norm, turn.queries, own),
+        ("self_attn.k_proj", d_k, k, out_k, parts.key_norm, turn.keys, lengths),
+    ):
+        _, score = scoring.ops.rotary_backward(
+            d,
+            x,
+            cos,
+            sin,
+            parts.head_dim,
+            tokens,
+            score=layer.wants(name),
+            reduction=scoring.reduction,
+            out=out,
+            **norm_arguments(norm),
+        )
+        layer.give(name, score, last is not None and out is out_q)
+    out_v.copy_(d_v)
+    if layer.wants("self_attn.v_proj"):
+        layer.give("self_attn.v_proj", scoring.ops.actgrad_reduce(v, d_v, lengths, scoring.reduction), False)
+    return out_q, whole
+
+
+def _rows(x: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """[S, 1, H] of x [S, T, H] at each sample's last position."""
+    return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[-1]))

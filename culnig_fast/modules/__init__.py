@@ -1,0 +1,1 @@
+"""Neurons of any `nn.Module`, by path and column."""

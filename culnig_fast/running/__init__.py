@@ -1,0 +1,1 @@
+"""A long run: every sample once, whatever happens in between."""

@@ -1,0 +1,1 @@
+"""Which neurons are chosen from score tables: pools, thresholds, rankings."""

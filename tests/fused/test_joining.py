@@ -1,0 +1,46 @@
+"""Projections that lie one behind the other in memory are joined where they are; others by a copy."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from culnig_fast.fused.joining import joined
+
+
+def linears(places: list[tuple[int, int]], inputs: int = 4, bias: bool = False) -> tuple[list[nn.Linear], torch.Tensor]:
+    """Projections whose weights are rows [start, stop) of one tensor."""
+    memory = torch.randn(16, inputs)
+    made = []
+    for start, stop in places:
+        linear = nn.Linear(inputs, stop - start, bias=bias)
+        linear.weight = nn.Parameter(memory[start:stop], requires_grad=False)
+        made.append(linear)
+    return made, memory
+
+
+def test_neighbours_are_joined_without_a_copy() -> None:
+    projections, memory = linears([(2, 5), (5, 6), (6, 10)], bias=True)
+    addresses = [projection.weight.data_ptr() for projection in projections]
+    with joined(projections) as whole:
+        assert whole.weight.data_ptr() == memory[2:].data_ptr()
+        assert torch.equal(whole.weight, memory[2:10])
+        assert whole.bias is not None
+        assert torch.equal(whole.bias, torch.cat([projection.bias for projection in projections]))
+    assert [projection.weight.data_ptr() for projection in projections] == addresses
+
+
+def test_what_does_not_lie_in_order_is_copied() -> None:
+    for places in ([(0, 3), (4, 6)], [(3, 6), (0, 3)], [(0, 3), (2, 5)]):
+        projections, memory = linears(places)
+        with joined(projections) as whole:
+            assert torch.equal(whole.weight, torch.cat([memory[start:stop] for start, stop in places])), places
+    separate = [nn.Linear(4, 3, bias=False), nn.Linear(4, 2, bias=False)]
+    with joined(separate) as whole:
+        assert torch.equal(whole.weight, torch.cat([projection.weight for projection in separate]))
+    transposed = [nn.Linear(4, 4, bias=False) for _ in range(2)]
+    memory = torch.randn(8, 4)
+    for projection, part in zip(transposed, memory.split(4), strict=True):
+        projection.weight = nn.Parameter(part.t(), requires_grad=False)
+    with joined(transposed) as whole:
+        assert torch.equal(whole.weight, torch.cat([part.t() for part in memory.split(4)]))
