@@ -41,6 +41,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "find_modules": "analysis.modules",
     "holm": "statistics",
+    "hooked_attributor": "interop.transformer_lens",
     "integrated_gradients": "baselines.path",
     "joined": "running.distributed",
     "mean_interval": "statistics",

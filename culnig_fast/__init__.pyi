@@ -27,6 +27,7 @@ from culnig_fast.interop.as_authors import attribute_as_authors as attribute_as_
 from culnig_fast.interop.captum import LayerActGrad as LayerActGrad
 from culnig_fast.interop.score_files import read_score_file as read_score_file
 from culnig_fast.interop.score_files import write_score_file as write_score_file
+from culnig_fast.interop.transformer_lens import hooked_attributor as hooked_attributor
 from culnig_fast.masking import bake as bake
 from culnig_fast.masking import enhance as enhance
 from culnig_fast.masking import scaled as scaled

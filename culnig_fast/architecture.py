@@ -20,6 +20,7 @@ from culnig_fast.mixtures.probe import Mixture
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
 from culnig_fast.probe import linear_shape, recorded_layers
 from culnig_fast.roles import Role, Roles, find_mixture, layer_roles, prove_listed
+from culnig_fast.wrappers import decoder_of
 
 PAPER_SITES = (*ATTENTION_MODULES, *(name for name in MLP_MODULES if not name.endswith(".act")))
 """What is scored unless asked otherwise: every neuron that the method scores (CULNIG, section 2)."""
@@ -120,13 +121,14 @@ def discover(model: Any) -> Architecture:
     Runs the model on three tokens once, and one layer of each kind a dozen times. Nothing of the model is changed.
 
     Args:
-        model: a Hugging Face model with an output embedding (as AutoModelForCausalLM gives), or a multimodal wrapper
-            whose `get_decoder()` is the text decoder.
+        model: a Hugging Face model with an output embedding (as AutoModelForCausalLM gives), a multimodal wrapper
+            whose `get_decoder()` is the text decoder, or one that nnsight or TransformerLens holds.
 
     Raises:
         CulnigError: the structure cannot be resolved; names the layer class, what was found and what is missing. Or a
             weight is divided among processes.
     """
+    model = decoder_of(model)
     decoder, layers = find_layers(model)
     _refuse_divided(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

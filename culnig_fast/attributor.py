@@ -215,7 +215,7 @@ class Attributor:
             rows = torch.arange(batch[0], device=self.watched.device) if rows is None else rows
             self._scoring["rows"] = rows.to(self.watched.device)
         try:
-            objective.sum().backward()
+            torch.autograd.backward(objective.sum())  # not the method: other libraries replace that
             for location, scores in self._scoring["partial"].values():
                 self._add(location, scores, False)
         finally:

@@ -20,6 +20,7 @@ from culnig_fast.files import atomic_write, parse_json
 from culnig_fast.last_position import LastPosition, evaluation_mode
 from culnig_fast.questions import EncodedQuestions, Question, encode_questions
 from culnig_fast.statistics import paired_bootstrap
+from culnig_fast.wrappers import decoder_of
 
 FIELDS = ("id", "group", "answer", "prediction", "correct", "probability")
 _KINDS: dict[str, type] = {"correct": bool, "probability": float}
@@ -148,7 +149,7 @@ def prepare(
 ) -> Prepared:
     """Tokenise questions and plan their batches; arguments and errors as for `evaluate`."""
     encoded = encode_questions(tokenizer, list(questions), on_unusable)
-    device = model.get_input_embeddings().weight.device
+    device = decoder_of(model).get_input_embeddings().weight.device
     budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     return Prepared(encoded, tuple(plan_batches([len(tokens) for tokens in encoded.token_ids], budget)))
 
@@ -175,6 +176,7 @@ def evaluate(
     Raises:
         CulnigError: no questions, a repeated id, an unusable answer, or logits that are not finite.
     """
+    model = decoder_of(model)
     if not isinstance(questions, Prepared):
         questions = prepare(model, tokenizer, questions, batch_tokens=batch_tokens, on_unusable=on_unusable)
     encoded, batches = questions.encoded, questions.batches

@@ -17,6 +17,7 @@ from culnig_fast.mixtures.experts import Change
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.probe import linear_shape
 from culnig_fast.quantised import device_of, why_not_plain
+from culnig_fast.wrappers import decoder_of
 
 
 @contextlib.contextmanager
@@ -82,6 +83,7 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
     Raises:
         CulnigError: as `scaled`; or weights that are quantised or shared between modules.
     """
+    model = decoder_of(model)
     edits = _columns_by_site(discover(model), neurons)
     shared = _shared_parameters(model)
     for location, _ in edits:

@@ -131,7 +131,7 @@ def train(
             samples = sampler.batch(SECOND if second else FIRST, schedule.batch)
             loss, accuracy = _loss(model, tokenizer, samples, activity, schedule.sparsity if second else 0.0)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             if step % 20 == 19:

@@ -18,6 +18,7 @@ from culnig_fast.modules.reduction import checked_batch, reduced
 from culnig_fast.modules.sites import ModuleSite
 from culnig_fast.positions import check_reduction
 from culnig_fast.tap import was_overwritten
+from culnig_fast.wrappers import module_of, unwrapped
 
 Product = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -40,9 +41,9 @@ class LayerActGrad:
     """
 
     def __init__(self, model: Callable[..., Any], layers: nn.Module | str | Sequence[nn.Module | str]) -> None:
-        self.model = model
-        self.alone = isinstance(layers, (nn.Module, str))
-        given = [layers] if isinstance(layers, (nn.Module, str)) else list(layers)
+        self.model = unwrapped(model)
+        self.alone = not isinstance(layers, (list, tuple))
+        given: list[Any] = list(layers) if isinstance(layers, (list, tuple)) else [layers]
         if not given:
             raise CulnigError("no layer was given; name the modules to attribute to")
         self.layers = [self._module(layer) for layer in given]
@@ -172,6 +173,7 @@ class LayerActGrad:
             raise CulnigError(f"no gradient came to {', '.join(missing[:3])}: the output does not depend on it")
 
     def _module(self, layer: nn.Module | str) -> nn.Module:
+        layer = module_of(layer)
         if isinstance(layer, nn.Module):
             return layer
         modules: dict[str, nn.Module] = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,7 @@ from culnig_fast.modules.sites import ModuleLayout, ModuleSite, SiteLike, resolv
 from culnig_fast.positions import check_reduction
 from culnig_fast.sample_weights import SampleWeights
 from culnig_fast.tap import attach_taps, was_overwritten
+from culnig_fast.wrappers import unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +51,14 @@ class ModuleAttributor:
 
     Args:
         model: any module. A module of a site may run once a forward pass.
-        sites: module paths, (path, column slice) pairs, or `ModuleSite`s.
+        sites: module paths or modules, (path, column slice) pairs, or `ModuleSite`s.
         n_groups: rows of `totals`.
         reduction: over positions: `max`, `sum`, `mean`, `absmax` (the largest absolute value, as such) or `last`.
         backend: see `backend.resolve`.
         watch: (path, column) or (path, column, side) of neurons of which each sample's own score is kept, in `scores`.
         copied: hand copies of the tapped tensors on, for models that overwrite them (`inplace=True`); None looks
             for modules that say so, and misses functions that do.
+        modules: other names for the model's modules, which `sites` then use; None means `named_modules()`.
 
     Raises:
         CulnigError: a path that the model does not have, or an unknown option.
@@ -72,15 +74,16 @@ class ModuleAttributor:
         backend: str = "auto",
         watch: Sequence[tuple[Any, ...]] = (),
         copied: bool | None = None,
+        modules: Mapping[str, nn.Module] | None = None,
     ) -> None:
         check_reduction(reduction)
         if n_groups < 1:
             raise CulnigError(f"n_groups is {n_groups}; an attribution needs at least one group")
-        self.model, self.n_groups, self.reduction = model, n_groups, reduction
-        resolved = resolve_sites(model, sites)
+        self.model, self.n_groups, self.reduction = unwrapped(model), n_groups, reduction
+        resolved = resolve_sites(self.model, sites, modules)
         self._places = [_Place(number, site, module) for number, (site, module) in enumerate(resolved)]
         self._watch = [tuple(one) for one in watch]
-        self._copied = overwrites(model) if copied is None else copied
+        self._copied = overwrites(self.model) if copied is None else copied
         self._ops = backends.resolve(backend)
         self._anchor = torch.zeros((), requires_grad=True)
         self._stack: contextlib.ExitStack | None = None
@@ -175,6 +178,15 @@ class ModuleAttributor:
         _ = self.layout
         return torch.cat([part.to(self._totals[0].device) for part in self._totals], dim=1)
 
+    def by_path(self) -> dict[str, torch.Tensor]:
+        """Path → float64 [n_groups, columns] sums so far, views on the devices of the sites; CulnigError before any.
+
+        A path that is scored in several parts, or in and out, stands with them in brackets.
+        """
+        paths = [site.path for site in self.layout.sites]
+        names = [str(site) if paths.count(site.path) > 1 else site.path for site in self.layout.sites]
+        return dict(zip(names, self._totals, strict=True))
+
     def _score(self, place: _Place, act: torch.Tensor, grad: torch.Tensor) -> None:
         """Reduce what a tap saw."""
         if self._batch is None:
@@ -182,7 +194,7 @@ class ModuleAttributor:
         if place.number in self._found:
             raise CulnigError(f"{place.site} ran more than once in the forward pass; tap modules that run once")
         scores = reduced(place.site, act, grad, self._batch, self._ops, self.reduction)
-        self._found[place.number] = scores, act.shape[place.site.dim]
+        self._found[place.number] = scores, place.site.width(act)
 
     def _complete(self) -> list[tuple[torch.Tensor, int]]:
         missing = [str(place.site) for place in self._places if place.number not in self._found]

@@ -80,7 +80,10 @@ def _rows(site: ModuleSite, tensor: torch.Tensor, batch: BatchPositions) -> torc
     """[batch, positions, K] of [batch, ..., K] or [batch·positions, K]."""
     if tensor.dim() < 2:
         raise CulnigError(f"{site} is {list(tensor.shape)}; neurons need [batch, ..., K]")
-    tensor = tensor.movedim(site.dim, -1)
+    if site.dim is not None:
+        tensor = tensor.movedim(site.dim, -1)
+    elif tensor.dim() > 3:
+        tensor = tensor.flatten(2)
     if tensor.shape[0] != batch.samples:
         if tensor.dim() != 2 or tensor.shape[0] % batch.samples:
             raise CulnigError(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.wrappers import module_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -20,13 +24,18 @@ class ModuleSite:
         columns: which columns, of all; steps are not supported.
         side: `output`, or `input`: the first argument, with the gradient that comes back through this module alone.
         dim: the dimension that counts neurons; -1 for linear layers, 1 for the channels of a convolution. Every other
-            one but the first is a position.
+            one but the first is a position. None: every dimension after [batch, positions] counts neurons, such as
+            heads × columns of attention, in the order in which they lie in memory.
     """
 
     path: str
     columns: slice = field(default_factory=lambda: slice(None))
     side: Literal["output", "input"] = "output"
-    dim: int = -1
+    dim: int | None = -1
+
+    def width(self, tensor: torch.Tensor) -> int:
+        """How many neurons a tensor of this site holds, before columns are cut."""
+        return tensor.shape[2:].numel() if self.dim is None and tensor.dim() > 2 else tensor.shape[self.dim or -1]
 
     def __str__(self) -> str:
         ends = ["" if end is None else str(end) for end in (self.columns.start, self.columns.stop)]
@@ -34,22 +43,29 @@ class ModuleSite:
         return f"{self.path or 'the model'}{where}{' (input)' if self.side == 'input' else ''}"
 
 
-SiteLike = str | tuple[str, slice] | ModuleSite
-"""A site, or short for one: its path, or its path and columns."""
+SiteLike = Any
+"""A `ModuleSite`, or short for one: a path, the module itself, nnsight's envoy of it, or one of these and columns."""
 
 
-def resolve_sites(model: Any, sites: Iterable[SiteLike]) -> list[tuple[ModuleSite, Any]]:
+def resolve_sites(
+    model: Any, sites: Iterable[SiteLike], modules: Mapping[str, Any] | None = None
+) -> list[tuple[ModuleSite, Any]]:
     """Each site with its module.
+
+    Args:
+        model: the module whose parts the sites are.
+        sites: what to score.
+        modules: the names that paths are, with their modules; None means `named_modules()`.
 
     Raises:
         CulnigError: no sites, a path that the model does not have, or an option that is unknown.
     """
     if isinstance(sites, (str, ModuleSite)):
         sites = [sites]
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules()) if modules is None else modules
     found = []
     for one in sites:
-        site = one if isinstance(one, ModuleSite) else ModuleSite(one) if isinstance(one, str) else ModuleSite(*one)
+        site = _site(one, modules)
         if site.path not in modules:
             raise CulnigError(f"{type(model).__name__} has no module {site.path!r}{_like(site.path, list(modules))}")
         if site.side not in ("output", "input"):
@@ -62,6 +78,19 @@ def resolve_sites(model: Any, sites: Iterable[SiteLike]) -> list[tuple[ModuleSit
     if not found:
         raise CulnigError("no site was given; name modules, as named_modules() does, e.g. 'encoder.layers.0.linear1'")
     return found
+
+
+def _site(one: SiteLike, modules: Mapping[str, Any]) -> ModuleSite:
+    if isinstance(one, ModuleSite):
+        return one
+    what, *columns = one if isinstance(one, tuple) else (one,)
+    if isinstance(what, str):
+        return ModuleSite(what, *columns)
+    module = module_of(what)
+    path = next((path for path, known in modules.items() if known is module), None)
+    if path is None:
+        raise CulnigError(f"a {type(module).__name__} was given as a site, but is no part of the model")
+    return ModuleSite(path, *columns)
 
 
 def _like(path: str, known: Sequence[str]) -> str:

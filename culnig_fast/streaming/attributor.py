@@ -155,7 +155,7 @@ class StreamedAttributor(Attributor):
                 leaf = one.end.detach().requires_grad_(True)
                 with torch.enable_grad():
                     value, one.weight, one.group = objective(number, self._logits(leaf, one.batch))
-                    value.sum().backward()
+                    torch.autograd.backward(value.sum())
                 one.end = leaf.grad
 
     def _backward(self, index: int, block: Sequence[BlockBatch], states: States, clamp_below_zero: bool) -> None:

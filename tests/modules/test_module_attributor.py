@@ -201,6 +201,47 @@ def test_rows_of_all_samples_in_one_dimension() -> None:
     assert_close(attributor.totals[0], np.concatenate(want, axis=1).sum(0))
 
 
+class ByHead(nn.Module):
+    """A module that puts out [batch, T, heads, columns], as attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.heads = nn.Unflatten(-1, (2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.heads(self.inner(x)).flatten(2)).mean(1)
+
+
+def test_all_that_follows_positions_counts_neurons() -> None:
+    model, x = seeded(ByHead), torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
+    sites = [ModuleSite("heads", dim=None), ModuleSite("inner", slice(1, 3), dim=None), ModuleSite("", dim=None)]
+    sites.append(ModuleSite("inner", slice(4, 6)))
+    with cf.ModuleAttributor(model, sites) as attributor:
+        attributor.backward(model(x)[:, 1], lengths=LENGTHS)
+    found = attributor.by_path()
+    assert list(found) == ["heads", "inner[1:3]", "", "inner[4:6]"]
+    with cf.ModuleAttributor(model, "inner") as plainly:
+        plainly.backward(model(x)[:, 1], lengths=LENGTHS)
+    assert plainly.totals.any() and found[""].shape == (1, 3)
+    assert torch.equal(found["heads"], plainly.totals)
+    assert torch.equal(found["inner[1:3]"], plainly.totals[:, 1:3])
+    paths, columns = attributor.layout.locate([5, 6])
+    assert list(zip(paths, columns, strict=True)) == [("heads", 5), ("inner", 1)]
+
+
+def test_other_names_and_modules_for_sites() -> None:
+    model, x = seeded(Flattened), torch.randn(3, 5, 4)
+    with cf.ModuleAttributor(model, ["first"], modules={"first": model.inner}) as named:
+        named.backward(model(x)[:, 1])
+    with cf.ModuleAttributor(model, [model.inner]) as given:
+        given.backward(model(x)[:, 1])
+    assert list(named.by_path()) == ["first"] and list(given.by_path()) == ["inner"]
+    assert torch.equal(named.totals, given.totals) and given.totals.any()
+    with pytest.raises(cf.CulnigError, match="no module 'inner'"):
+        cf.ModuleAttributor(model, ["inner"], modules={"first": model.inner})
+
+
 def test_several_objectives_of_one_forward_pass_and_several_batches() -> None:
     model, x = seeded(Flattened), torch.randn(4, 5, 4, generator=torch.Generator().manual_seed(1))
     with cf.ModuleAttributor(model, "inner", n_groups=3) as attributor:
