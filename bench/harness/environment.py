@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "triton", "transformers", "captum", "nnsight", "transformer_lens", "culnig_fast")
 
 
 def source_hash(root: Path = ROOT) -> str:
@@ -46,7 +47,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: _version(name) for name in ("torch", "triton", "transformers", "captum", "culnig_fast")},
+        **{name: _version(name) for name in PACKAGES},
         "commit": _run("git", "-C", str(ROOT), "rev-parse", "HEAD"),
         "uncommitted_changes": bool(_run("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")),
         "source_hash": source_hash(),
