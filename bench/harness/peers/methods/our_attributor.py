@@ -11,7 +11,7 @@ from harness.batches import Batch
 NAME = "attributor"
 SUMMARY = "ours: cf.Attributor, which finds the neurons by itself"
 LIBRARY = "culnig_fast"
-NOTE = ""
+NOTE = "finds, joins and proves the layers anew in each call; kept open over many batches, it does so once"
 
 
 def ready(model: Any) -> Any:
