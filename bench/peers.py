@@ -14,8 +14,8 @@ EXAMPLE = """example:
   python bench/peers.py --shape tiny --methods captum layers attributor --json peers.json
   python bench/peers.py --device cuda --shape llama-3.1-8b
 
-What each row runs is one function, in bench/harness/peers/methods/. Exits with 1 when a row was refused for wrong scores or
-failed, with 2 on bad input."""
+What each row runs is one function, in bench/harness/peers/methods/. Exits with 1 when a row was refused for wrong
+scores or failed, with 2 on bad input."""
 
 
 def parser() -> argparse.ArgumentParser:

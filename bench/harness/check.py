@@ -68,9 +68,7 @@ class Checker:
         self.model = build(shape, device, dtype, layers=MOST_LAYERS)
         self.sites = find_sites(self.model)
         vocabulary = self.model.config.vocab_size
-        self.batch = make_batch(
-            _SAMPLES, _LENGTH, vocabulary, device, shortest=3, n_groups=1 if summed else _SAMPLES
-        )
+        self.batch = make_batch(_SAMPLES, _LENGTH, vocabulary, device, shortest=3, n_groups=1 if summed else _SAMPLES)
         # One group a sample, so that no error hides in a sum.
         self.batch.groups.copy_(torch.arange(_SAMPLES) % self.batch.n_groups)
         self.truth = self._plainly(copy.deepcopy(self.model).double())

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from harness.methods.base import NotAvailable, Plain, Session
 from harness.methods.bare import Bare
+from harness.methods.base import NotAvailable, Plain, Session
 from harness.peers.lines import lines_of
 from harness.peers.methods import MODULES
 
