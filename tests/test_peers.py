@@ -131,14 +131,23 @@ def _one_nan(scores: torch.Tensor) -> torch.Tensor:
     return scores
 
 
+HONEST = PEERS["hooks"].module
+
+
 @pytest.mark.parametrize(
-    "change",
-    [lambda s: s * 1.0001, _one_nan, lambda s: s.roll(1), lambda s: s[:-1], lambda s: s.clamp(min=0.0)],
-    ids=["off by 1e-4", "one NaN", "shifted by a neuron", "a neuron short", "pads counted as 0"],
+    "scores",
+    [
+        lambda model, batch: HONEST.scores(model, batch) * 1.0001,
+        lambda model, batch: _one_nan(HONEST.scores(model, batch)),
+        lambda model, batch: HONEST.scores(model, batch).roll(1),
+        lambda model, batch: HONEST.scores(model, batch)[:-1],
+        lambda model, batch: HONEST.scores(model, batch.rows(0, len(batch) - 1)),
+        lambda model, batch: sum(HONEST.scores(model, one).clamp(min=0.0) for one in batch.singles()),
+    ],
+    ids=["off by 1e-4", "one NaN", "shifted by a neuron", "a neuron short", "a sample short", "pads counted as 0"],
 )
-def test_wrong_scores_are_refused_by_name(change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = PEERS["hooks"].module
-    made("wrong", honest.ready, lambda model, batch: change(honest.scores(model, batch)), monkeypatch)
+def test_wrong_scores_are_refused_by_name(scores: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made("wrong", HONEST.ready, scores, monkeypatch)
     file = tmp_path / "out.json"
     assert bench("--json", str(file), "--methods", "wrong") == 1
     row = json.loads(file.read_text())["rows"][-1]
@@ -182,7 +191,7 @@ def test_memory_that_could_not_be_measured_is_a_dash(tmp_path: Path, monkeypatch
         ("def f(x):\n    if x:\n        y = 1\n    else:\n        y = 2\n    return y\n", 6),
         ("def f():\n    a = 1; b = 2\n    return a + b\n", 4),
         ('def f():\n    """Out."""\n    def g():\n        """In."""\n        return ";"\n    return g\n', 4),
-        ('    def f():\n        return """two\nlines"""\n', 2),
+        ('    def f():\n        return """two\n    lines"""\n', 2),
         ('def f():\n    "text"\n', 1),
     ],
     ids=["plain", "docstring and comments", "wrapped", "else", "squeezed", "nested", "indented", "docstring alone"],

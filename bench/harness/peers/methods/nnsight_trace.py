@@ -18,7 +18,10 @@ NOTE = ""
 def ready(model: Any) -> Any:
     """The model as nnsight wraps one that is loaded already."""
     from nnsight import NNsight
+    from nnsight.intervention import backward
 
+    if hasattr(backward, "install"):
+        backward.install()  # where it was imported before, torch's own `Tensor.backward` may be back in place
     return NNsight(with_shared_weights(model))
 
 
