@@ -21,6 +21,7 @@ from harness.peers import child, run  # noqa: E402
 from harness.peers.lines import lines_of, logical_lines  # noqa: E402
 from harness.peers.methods import MODULES  # noqa: E402
 from harness.peers.peer import PEERS, Peer  # noqa: E402
+from harness.peers.sharing import with_shared_weights  # noqa: E402
 
 from culnig_fast.errors import CulnigError  # noqa: E402
 
@@ -86,6 +87,15 @@ def test_a_second_batch_is_scored_after_another_row_ran(name: str, checker: Chec
         session.step(checker.batch)
         totals = session.totals()
     torch.testing.assert_close(totals, 2 * checker.truth, rtol=0, atol=1e-5 * float(checker.truth.abs().max()))
+
+
+def test_a_second_tree_of_modules_holds_the_same_tensors(checker: Checker) -> None:
+    model = checker.model
+    twin = with_shared_weights(model)
+    tensors = [dict((*one.named_parameters(), *one.named_buffers())) for one in (model, twin)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(tensor is tensors[1][name] for name, tensor in tensors[0].items())
+    assert not set(map(id, model.modules())) & set(map(id, twin.modules()))
 
 
 def test_the_truth_is_the_sum_of_samples_alone(checker: Checker) -> None:

@@ -21,9 +21,10 @@ def ready(model: Any) -> Any:
 
     from harness.streaming.checkpoint import word_tokenizer
 
-    device, dtype = model.device, model.dtype
+    twin = with_shared_weights(model)
+    twin.config.architectures = [type(model).__name__]  # as a checkpoint's configuration says
     return TransformerBridge.boot_transformers(
-        "local", hf_model=with_shared_weights(model), tokenizer=word_tokenizer(16), device=device, dtype=dtype
+        "local", hf_model=twin, tokenizer=word_tokenizer(16), device=model.device, dtype=model.dtype
     )
 
 
