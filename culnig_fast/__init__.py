@@ -40,6 +40,7 @@ _HOMES = {
     "enhance": "masking",
     "evaluate": "evaluation",
     "find_modules": "analysis.modules",
+    "harness_model": "interop.lm_eval",
     "holm": "statistics",
     "integrated_gradients": "baselines.path",
     "joined": "running.distributed",

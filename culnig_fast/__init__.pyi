@@ -25,6 +25,7 @@ from culnig_fast.instances import InstanceTable as InstanceTable
 from culnig_fast.instances import record_instances as record_instances
 from culnig_fast.interop.as_authors import attribute_as_authors as attribute_as_authors
 from culnig_fast.interop.captum import LayerActGrad as LayerActGrad
+from culnig_fast.interop.lm_eval import harness_model as harness_model
 from culnig_fast.interop.score_files import read_score_file as read_score_file
 from culnig_fast.interop.score_files import write_score_file as write_score_file
 from culnig_fast.masking import bake as bake
