@@ -26,6 +26,7 @@ _HOMES = {
     "NeuronLayout": "neurons",
     "NeuronSet": "neuron_sets",
     "NeuronSite": "neurons",
+    "PromptTokens": "chosen_positions",
     "Question": "questions",
     "ScoreTable": "scores",
     "World": "running.distributed",
