@@ -14,6 +14,7 @@ from culnig_fast.baselines.entropy import select_by_entropy as select_by_entropy
 from culnig_fast.baselines.path import integrated_gradients as integrated_gradients
 from culnig_fast.baselines.selecting import select_like as select_like
 from culnig_fast.baselines.weights import weight_norms as weight_norms
+from culnig_fast.chosen_positions import PromptTokens as PromptTokens
 from culnig_fast.errors import CulnigError as CulnigError
 from culnig_fast.errors import Interrupted as Interrupted
 from culnig_fast.evaluation import Evaluation as Evaluation
@@ -25,6 +26,7 @@ from culnig_fast.instances import InstanceTable as InstanceTable
 from culnig_fast.instances import record_instances as record_instances
 from culnig_fast.interop.as_authors import attribute_as_authors as attribute_as_authors
 from culnig_fast.interop.captum import LayerActGrad as LayerActGrad
+from culnig_fast.interop.lm_eval import harness_model as harness_model
 from culnig_fast.interop.score_files import read_score_file as read_score_file
 from culnig_fast.interop.score_files import write_score_file as write_score_file
 from culnig_fast.interop.transformer_lens import hooked_attributor as hooked_attributor

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from culnig_fast.attributor import Attributor
-from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
+from culnig_fast.batching import default_batch_tokens, plan_batches
+from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
@@ -37,6 +38,7 @@ def attribute(
     memory_share: float = 0.8,
     padding: str = "exclude",
     reduction: str = "max",
+    positions: PositionRule = "all",
     backend: str = "auto",
     path: str = "auto",
     recompute: bool = False,
@@ -69,6 +71,9 @@ def attribute(
         padding: `exclude`, or `zero` for parity with the published program (a score then depends on its batch).
         reduction: over positions, `max` (the method's), `sum` (first-order effect of zeroing the neuron), `mean`,
             `absmax` or `last`; see `Attributor`.
+        positions: the tokens that the reduction goes over: `all`, `last`, `content` (those of the user's message,
+            without chat template and answer prefix), or a function that takes a `Question` and its `PromptTokens` and
+            gives one bool a token, or the positions that count. With any but `all` every layer runs on taps.
         backend: see `backend.resolve`.
         path: `auto`, `fused` or `taps`; see `Attributor`.
         recompute: run each layer again in backward to save memory; the totals keep their bits.
@@ -86,15 +91,15 @@ def attribute(
     Raises:
         CulnigError: no questions, a repeated id, an answer that is not one token, an unresolved architecture, NaN or
             infinity in logits, activations or gradients (names question, layer and neuron), a question that does not
-            fit in memory by itself, an unknown option, a checkpoint of another run or one that cannot be written, or
-            another process that failed.
+            fit in memory by itself or of which no position counts, an unknown option, a checkpoint of another run or
+            one that cannot be written, or another process that failed.
         Interrupted: SIGINT or SIGTERM came; progress was kept.
     """
     world = world or World()
     if not 0 < memory_share <= 1:
         raise CulnigError(f"memory_share is {memory_share}; give a share of the free memory, above 0 and at most 1")
     encoded = encode_questions(tokenizer, list(questions), on_unusable)
-    kept = encoded.questions
+    kept, chosen = encoded.questions, choose_positions(positions, tokenizer, encoded)
     groups, membership = table_rows([question.group for question in kept], resamples, seed)
     options: dict[str, Any] = {
         "sites": None if sites is None else tuple(sites),
@@ -113,10 +118,11 @@ def attribute(
         torch.from_numpy(membership),
         clamp,
         batch_size,
+        chosen.marks,
     )
     saved = earlier = None
     if checkpoint is not None:
-        facts = _run_facts(attributor, samples, groups, world)
+        facts = _run_facts(attributor, samples, groups, world, chosen.rule)
         saved = Checkpoint(rank_path(checkpoint, world), facts, checkpoint_seconds)
         earlier = saved.load()
     with non_finite_named(attributor, samples, options), attributor:
@@ -141,18 +147,22 @@ def attribute(
             "halvings": sum(world.gather("halvings", budget.halvings)),
             "processes": world.size,
             "recomputed": recompute,
+            "positions": chosen.rule,
             **({"resamples": resamples, "seed": seed} if resamples else {}),
         },
         checkpoint=None if saved is None else saved.path,
     )
 
 
-def _run_facts(attributor: Attributor, samples: Samples, groups: Sequence[str], world: World) -> dict[str, Any]:
+def _run_facts(
+    attributor: Attributor, samples: Samples, groups: Sequence[str], world: World, positions: str
+) -> dict[str, Any]:
     """What makes two runs the same run, by name."""
     options = {
         "clamp": samples.clamp,
         "padding": attributor.padding,
         "reduction": attributor.reduction,
+        "positions": positions,
         "path": attributor.path,
         "batch_size": samples.batch_size,
         "processes": world.size,
@@ -215,8 +225,8 @@ def measure(attributor: Attributor, samples: Samples, meters: Sequence[Meter], s
 
     def run(tokens: int) -> int:
         index = plan_batches(lengths, tokens)[0]
-        batch = make_batch(samples.token_ids, index, device)
-        logits = attributor.forward(batch.input_ids, batch.lengths)
+        batch = samples.batch(index, device)
+        logits = attributor.forward(batch.input_ids, batch.lengths, positions=batch.positions)
         gold = samples.answers[index].to(logits.device)[:, None]
         attributor.backward(torch.log_softmax(logits, dim=-1).gather(1, gold)[:, 0], added=set(every))
         return batch.input_ids.numel()

@@ -27,11 +27,13 @@ class Batch:
         input_ids: int64 [batch, T], right-padded.
         lengths: int64 [batch], real tokens of each sample; T is the longest.
         index: int64 [batch], position of each sample among those given.
+        positions: bool [batch, T], the tokens that count; None means all real ones.
     """
 
     input_ids: torch.Tensor
     lengths: torch.Tensor
     index: torch.Tensor
+    positions: torch.Tensor | None = None
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int | None = None) -> list[np.ndarray]:
@@ -63,9 +65,15 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int | No
 
 
 def make_batch(
-    token_ids: Sequence[Sequence[int]], index: np.ndarray, device: torch.device, width: int | None = None
+    token_ids: Sequence[Sequence[int]],
+    index: np.ndarray,
+    device: torch.device,
+    width: int | None = None,
+    marks: Sequence[np.ndarray] | None = None,
 ) -> Batch:
     """Pad the chosen samples to one tensor on `device`, to the longest of them or to `width`.
+
+    `marks`, bool [tokens] of each sample, become the batch's positions.
 
     A pad repeats the sample's last token: nothing after the last real token reaches it in a causal model, and no
     library takes a real token for padding that somebody forgot to mask.
@@ -76,7 +84,13 @@ def make_batch(
     for row, tokens in zip(padded, chosen, strict=True):
         row[: len(tokens)] = tokens
         row[len(tokens) :] = tokens[-1]
-    return Batch(*(_sent(array, device) for array in (padded, lengths, np.asarray(index, dtype=np.int64))))
+    arrays = [padded, lengths, np.asarray(index, dtype=np.int64)]
+    if marks is not None:
+        positions = np.zeros(padded.shape, dtype=bool)
+        for row, i in zip(positions, index, strict=True):
+            row[: len(marks[i])] = marks[i]
+        arrays.append(positions)
+    return Batch(*(_sent(array, device) for array in arrays))
 
 
 def padding_waste(lengths: Sequence[int], batches: Sequence[np.ndarray]) -> float:

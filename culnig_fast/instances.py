@@ -13,6 +13,7 @@ import torch
 
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, plan_batches
+from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question, encode_questions
@@ -111,6 +112,7 @@ def record_instances(
     *,
     batch_tokens: int | None = None,
     reduction: str = "max",
+    positions: PositionRule = "all",
     backend: str = "auto",
     path: str = "auto",
     on_unusable: str = "error",
@@ -123,7 +125,7 @@ def record_instances(
         tokenizer: its tokenizer.
         questions: what to score.
         neurons: which neurons; memory is 8 bytes a neuron and sample.
-        batch_tokens, reduction, backend, path, on_unusable, progress: as `attribute`.
+        batch_tokens, reduction, positions, backend, path, on_unusable, progress: as `attribute`.
 
     Raises:
         CulnigError: as `attribute`; or the set is empty, or holds a neuron that the model has not.
@@ -131,7 +133,7 @@ def record_instances(
     if not len(neurons):
         raise CulnigError("the neuron set is empty: there is nothing to record")
     encoded = encode_questions(tokenizer, list(questions), on_unusable)
-    kept = encoded.questions
+    kept, chosen = encoded.questions, choose_positions(positions, tokenizer, encoded)
     options: dict[str, Any] = {
         "sites": sorted(set(neurons.module_names)),
         "reduction": reduction,
@@ -150,6 +152,7 @@ def record_instances(
         encoded.token_ids,
         torch.tensor(encoded.answers),
         torch.zeros(len(kept), dtype=torch.int64),
+        marks=chosen.marks,
     )
     with non_finite_named(attributor, samples, options), attributor:
         p = Loop(attributor, samples, order, budget, World()).run(progress)
@@ -161,5 +164,10 @@ def record_instances(
         probability,
         samples.ids,
         tuple(question.group for question in kept),
-        {"reduction": reduction, "unusable": list(encoded.unusable), "fusion": attributor.fusion.describe()},
+        {
+            "reduction": reduction,
+            "positions": chosen.rule,
+            "unusable": list(encoded.unusable),
+            "fusion": attributor.fusion.describe(),
+        },
     )

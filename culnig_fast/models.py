@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from culnig_fast.errors import CulnigError
 EMBEDDED = "demo"
 """The name under which the embedded model is loaded."""
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What a checkpoint that also sees or hears has beside weights and tokenizer."""
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -19,8 +23,12 @@ def embedded_folder(part: str) -> Path:
     return Path(str(resources.files("culnig_fast.demo"))) / part
 
 
-def local_folder(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+def local_folder(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, only: Sequence[str] = ()
+) -> Path:
     """The folder of a checkpoint: a local one as it is, the embedded one, or a hub's, fetched if need be.
+
+    `only` fetches files of these names alone.
 
     Raises:
         CulnigError: there is no such folder, and the hub cannot be reached or has none of that name.
@@ -31,12 +39,24 @@ def local_folder(name: str, *, revision: str | None = None, trust_remote_code: b
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"] + (["*.py"] if trust_remote_code else [])
+    wanted = list(only) or ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"] + (
+        ["*.py"] if trust_remote_code else []
+    )
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CulnigError(f"cannot fetch {name} from the hub ({reason[0][:300]}); name a checkpoint folder") from error
+
+
+def processor_files(name: str) -> list[Path]:
+    """The checkpoint's `PROCESSOR_FILES`; a model of text alone has none.
+
+    Raises:
+        CulnigError: as `local_folder`.
+    """
+    folder = local_folder(name, only=PROCESSOR_FILES)
+    return [folder / file for file in PROCESSOR_FILES if (folder / file).is_file()]
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:

@@ -168,6 +168,35 @@ def encode_prompt(tokenizer: Any, prompt: str | Question) -> list[int]:
     return list(token_ids)
 
 
+def prompt_offsets(
+    tokenizer: Any, questions: Sequence[Question], token_ids: Sequence[Sequence[int]]
+) -> list[tuple[tuple[int, int], ...]]:
+    """(start, end) characters of every token in its question's prompt.
+
+    Args:
+        tokenizer: one that knows them (a "fast" one).
+        questions: of the prompts.
+        token_ids: theirs, as `encode_prompts` gives them.
+
+    Raises:
+        CulnigError: the tokenizer does not know them.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise CulnigError(
+            f"{type(tokenizer).__name__} does not say which characters its tokens stand for; load the fast tokenizer, "
+            "or choose positions by their numbers"
+        )
+    special = _special_tokens(tokenizer)
+    found = []
+    for question, ids in zip(questions, token_ids, strict=True):
+        text = question.prompt
+        encoded = tokenizer(text, add_special_tokens=not text.startswith(special), return_offsets_mapping=True)
+        if tuple(encoded["input_ids"][: len(ids)]) != tuple(ids):
+            raise CulnigError(f"the tokens given for question {question.id!r} are not its prompt's; encode it again")
+        found.append(tuple((int(start), int(end)) for start, end in encoded["offset_mapping"][: len(ids)]))
+    return found
+
+
 def answer_token(tokenizer: Any, question: Question) -> int:
     """Vocabulary index of the bare answer label, looked up as such and never tokenised with the prompt.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -91,6 +92,21 @@ def test_the_whole_chain(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert not module.weight[neuron.neuron_idx].any()
     baked = run(capsys, "evaluate", folder / "baked", *data)
     assert baked["accuracy"] == suppressed["accuracy"]
+
+
+def test_a_baked_checkpoint_is_an_ordinary_one(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What another program finds: the original's files and configuration, and a processor's where there is one."""
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"image_size": 28}', encoding="utf-8")
+    cf.NeuronSet(("mlp.gate_proj",), [0], [3], [0.0]).save(tmp_path / "set.json")
+    run(capsys, "bake", tmp_path / "model", "--neurons", tmp_path / "set.json", "--out", tmp_path / "baked")
+    there, here = ({file.name: file.read_bytes() for file in (tmp_path / n).iterdir()} for n in ("model", "baked"))
+    assert here.keys() == there.keys()
+    for name in ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"):
+        assert here[name] == there[name], name
+    assert here["model.safetensors"] != there["model.safetensors"]
 
 
 def test_all_countries_and_a_sweep_of_thresholds(

@@ -18,6 +18,7 @@ COMMANDS = (
     "baseline",
     "evaluate",
     "answer",
+    "lm_eval",
     "ablate",
     "modules",
     "finetune",

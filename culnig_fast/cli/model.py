@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -37,13 +38,17 @@ def bake(
     loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     from culnig_fast.files import atomic_folder
     from culnig_fast.masking import bake as bake_weights
+    from culnig_fast.models import processor_files
     from culnig_fast.neuron_sets import NeuronSet
 
     chosen = NeuronSet.load(neurons)
+    further = processor_files(model)
     edited = bake_weights(loaded, chosen, 0.0 if action is Action.suppress else 2.0, in_place=True)
     with atomic_folder(out) as temporary:
         edited.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        for file in further:
+            shutil.copyfile(file, temporary / file.name)
     done = {Action.suppress: "suppressed", Action.enhance: "enhanced"}[action]
     report(as_json, {"out": str(out), "neurons": len(chosen)}, f"{out}: {len(chosen):,} neurons {done}")
 

@@ -46,6 +46,10 @@ def score(
     reduction: Annotated[
         str, typer.Option(help="Over positions: max (the method's), sum, mean, absmax or last.")
     ] = "max",
+    positions: Annotated[
+        str,
+        typer.Option(help="Tokens that this goes over: all, last, or content (the message without its chat template)."),
+    ] = "all",
     clamp_control: Annotated[bool, typer.Option(help="In split 'control', count negative scores as 0.")] = True,
     path: Annotated[str, typer.Option(help="auto fuses layers where it can, fused insists, taps fuses none.")] = "auto",
     recompute: Annotated[
@@ -92,9 +96,11 @@ def score(
     if as_authors:
         from culnig_fast.interop.as_authors import AS_AUTHORS, count_unique_ids
 
-        asked_for = (clamp_control, padding, batch_size, batch_tokens, reduction)
-        if asked_for != (True, "exclude", None, None, "max"):
-            raise CulnigError("--as-authors decides about padding, batches, clamping and reduction; leave those out")
+        asked_for = (clamp_control, padding, batch_size, batch_tokens, reduction, positions)
+        if asked_for != (True, "exclude", None, None, "max", "all"):
+            raise CulnigError(
+                "--as-authors decides about padding, batches, clamping, reduction and positions; leave those out"
+            )
         padding, batch_size = AS_AUTHORS["padding"], AS_AUTHORS["batch_size"]
     if stream and recompute:
         raise CulnigError("--stream recomputes every layer by itself; leave out --recompute")
@@ -108,6 +114,7 @@ def score(
         "batch_size": batch_size,
         "padding": padding,
         "reduction": reduction,
+        "positions": positions,
         "path": path,
         "on_unusable": "skip" if skip_unusable else "error",
         "checkpoint": out.with_name(f"{out.name}.partial"),

@@ -39,6 +39,7 @@ class Samples:
         groups: int64 [samples] rows of the totals, or float64 [samples, rows], as `Attributor.backward` takes them.
         clamp: negative weighted scores count as 0.
         batch_size: samples a batch; None forms batches by the budget.
+        marks: bool [tokens] of each, the positions that count; None means all.
     """
 
     ids: tuple[str, ...]
@@ -47,6 +48,11 @@ class Samples:
     groups: torch.Tensor
     clamp: bool = False
     batch_size: int | None = None
+    marks: Sequence[np.ndarray] | None = None
+
+    def batch(self, index: np.ndarray, device: torch.device, width: int | None = None) -> Batch:
+        """Some of them, padded together; see `make_batch`."""
+        return make_batch(self.token_ids, index, device, width, self.marks)
 
 
 class Loop:
@@ -173,7 +179,7 @@ class Loop:
     def _score_part(self, index: np.ndarray, width: int | None, added: set[NeuronSite]) -> torch.Tensor | None:
         """Score samples at once; None, and a smaller budget, when memory ran out."""
         try:
-            batch = make_batch(self.samples.token_ids, index, self._device, width)
+            batch = self.samples.batch(index, self._device, width)
             return _score_batch(self.attributor, batch, self._answers, self._groups, self.samples.clamp, added)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -252,9 +258,10 @@ def _score_batch(
 ) -> torch.Tensor:
     """Add one batch to the attributor's totals; P of its samples, float64 [batch], still on the device.
 
-    Nothing here waits for the device, so the host prepares the next batch while this one runs.
+    Nothing here waits for the device, so the host prepares the next batch while this one runs; but where positions are
+    chosen, which are checked.
     """
-    logits = attributor.forward(batch.input_ids, batch.lengths)
+    logits = attributor.forward(batch.input_ids, batch.lengths, positions=batch.positions)
     gold = answers[batch.index].to(logits.device, non_blocking=True)
     log_p = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])[:, 0]
     p = log_p.detach().double().exp()

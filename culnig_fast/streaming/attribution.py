@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
+from culnig_fast.chosen_positions import ChosenPositions, PositionRule, choose_positions
 from culnig_fast.errors import CulnigError, Interrupted
 from culnig_fast.models import DTYPES, load_tokenizer, local_folder
 from culnig_fast.questions import EncodedQuestions, Question, encode_questions
@@ -42,6 +43,7 @@ def attribute_streamed(
     batch_size: int | None = None,
     padding: str = "exclude",
     reduction: str = "max",
+    positions: PositionRule = "all",
     backend: str = "auto",
     path: str = "auto",
     resamples: int = 0,
@@ -78,6 +80,7 @@ def attribute_streamed(
     folder = local_folder(str(name), trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code) if tokenizer is None else tokenizer
     encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    marked = choose_positions(positions, tokenizer, encoded)
     groups, membership = table_rows([question.group for question in encoded.questions], resamples, seed)
     streamed = open_streamed(folder, dtype=dtype, device=_device(device), trust_remote_code=trust_remote_code)
     attributor = StreamedAttributor(
@@ -101,13 +104,14 @@ def attribute_streamed(
                 "clamp": clamp,
                 "padding": padding,
                 "reduction": reduction,
+                "positions": marked.rule,
                 "path": path,
                 "batches": [len(batch) for batch in batches],
             },
             "version": __version__,
         }
         saved = Checkpoint(checkpoint, run, checkpoint_seconds)
-    probabilities = _run(attributor, encoded, membership, batches, stream_tokens, clamp, saved, progress)
+    probabilities = _run(attributor, encoded, marked, membership, batches, stream_tokens, clamp, saved, progress)
     metadata = {
         "device": streamed.device.type,
         "control": control,
@@ -118,6 +122,7 @@ def attribute_streamed(
         "processes": 1,
         "recomputed": True,
         "streamed": True,
+        "positions": marked.rule,
         **({"resamples": resamples, "seed": seed} if resamples else {}),
     }
     return finished_table(
@@ -134,6 +139,7 @@ def attribute_streamed(
 def _run(
     attributor: StreamedAttributor,
     encoded: EncodedQuestions,
+    marked: ChosenPositions,
     membership: np.ndarray,
     batches: list[np.ndarray],
     stream_tokens: int,
@@ -156,7 +162,8 @@ def _run(
     kept = 0 if earlier is None else len(earlier.probability)
 
     def score(block: list[np.ndarray]) -> None:
-        chosen = [make_batch(encoded.token_ids, index, device) for index in block]
+        chosen = [make_batch(encoded.token_ids, index, device, marks=marked.marks) for index in block]
+        positions = [batch.positions for batch in chosen if batch.positions is not None]
 
         def log_probability(batch: int, logits: torch.Tensor) -> Objective:
             index = chosen[batch].index
@@ -165,7 +172,9 @@ def _run(
             seen.append(p)
             return Objective(log_p, p * p, groups[index])
 
-        attributor.run_block(chosen, log_probability, clamp_below_zero=clamp, tick=bar.update)
+        attributor.run_block(
+            chosen, log_probability, clamp_below_zero=clamp, positions=positions or None, tick=bar.update
+        )
 
     with attributor, bar, terminated():
         try:

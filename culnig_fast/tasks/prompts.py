@@ -12,6 +12,9 @@ from culnig_fast.errors import CulnigError
 ANSWER_PREFIX = '{"answer_choice":"'
 """Begins the model's answer, so that the next token is the option's label (CULNIG, section 4)."""
 
+_ANY_MESSAGE = "Any message at all"
+"""Rendered to see what a template puts around a message; its words stand in no template."""
+
 
 def render(tokenizer: Any, message: str, answer_prefix: str = ANSWER_PREFIX) -> str:
     """The message in the tokenizer's chat template (generation prompt added, thinking off), then the prefix.
@@ -37,6 +40,26 @@ def render(tokenizer: Any, message: str, answer_prefix: str = ANSWER_PREFIX) -> 
             "repair it, or set tokenizer.chat_template to None for plain text"
         ) from error
     return f"{text}{answer_prefix}"
+
+
+def chat_frame(tokenizer: Any) -> tuple[str, str]:
+    """What `render` puts before a message, and what between it and the answer's prefix.
+
+    Raises:
+        CulnigError: the tokenizer has no chat template, or one of which no such halves can be told.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise CulnigError(
+            "this tokenizer has no chat template, so a message's own text cannot be told; give a function that says "
+            "which positions count"
+        )
+    before, found, after = render(tokenizer, _ANY_MESSAGE, "").partition(_ANY_MESSAGE)
+    if not (found and after) or _ANY_MESSAGE in after:
+        raise CulnigError(
+            "this tokenizer's chat template does not show a message between two fixed texts; give a function that says "
+            "which positions count"
+        )
+    return before, after
 
 
 def seeded(key: str) -> random.Random:

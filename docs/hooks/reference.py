@@ -9,7 +9,15 @@ from mkdocs.structure.files import File, Files
 import culnig_fast
 
 ROOMS: dict[str, tuple[str, ...]] = {
-    "Questions and scores": ("questions", "attribution", "scores", "instances", "streaming", "planning"),
+    "Questions and scores": (
+        "questions",
+        "attribution",
+        "chosen_positions",
+        "scores",
+        "instances",
+        "streaming",
+        "planning",
+    ),
     "The engine": ("attributor", "architecture", "neurons", "neuron_sets", "modules"),
     "Selection": ("selection",),
     "Interventions and evaluation": ("masking", "evaluation", "statistics"),

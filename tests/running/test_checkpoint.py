@@ -44,11 +44,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int, error: type[BaseEx
 
     original, calls = Attributor.forward, [0]
 
-    def forward(self: Any, *args: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] > batches:
             raise error
-        return original(self, *args)
+        return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Attributor, "forward", forward)
 
@@ -70,7 +70,7 @@ def test_continued_bits_equal_undisturbed(
         from culnig_fast.attributor import Attributor
 
         original = Attributor.forward
-        patch.setattr(Attributor, "forward", lambda self, *args: (counted.append(1), original(self, *args))[1])
+        patch.setattr(Attributor, "forward", lambda self, *a, **k: (counted.append(1), original(self, *a, **k))[1])
         continued = cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
     from culnig_fast.batching import plan_batches
 
