@@ -78,12 +78,7 @@ def reduced(
 
 def _rows(site: ModuleSite, tensor: torch.Tensor, batch: BatchPositions) -> torch.Tensor:
     """[batch, positions, K] of [batch, ..., K] or [batch·positions, K]."""
-    if tensor.dim() < 2:
-        raise CulnigError(f"{site} is {list(tensor.shape)}; neurons need [batch, ..., K]")
-    if site.dim is not None:
-        tensor = tensor.movedim(site.dim, -1)
-    elif tensor.dim() > 3:
-        tensor = tensor.flatten(2)
+    tensor = site.neurons_last(tensor)
     if tensor.shape[0] != batch.samples:
         if tensor.dim() != 2 or tensor.shape[0] % batch.samples:
             raise CulnigError(
