@@ -196,15 +196,16 @@ class ModuleScores:
         if header.get("format") != FORMAT:
             raise CulnigError(f"{path} is not a table of module scores ({FORMAT}); write one with ModuleScores.save")
         try:
-            texts = [read_value(header, name) for name in ("objective", "reduction")]
-            if not all(isinstance(text, str) for text in texts):
+            objective, reduction = read_value(header, "objective"), read_value(header, "reduction")
+            if not isinstance(objective, str) or not isinstance(reduction, str):
                 raise CulnigError("its objective or reduction is no text")
             return cls(
                 map_tensor(path, "totals", np.float64),
                 ModuleLayout.from_dict(read_value(header, "layout")),
                 read_texts(header, "groups"),
                 np.array(map_tensor(path, "counts", np.float64)),
-                *texts,
+                objective,
+                reduction,
                 read_facts(header),
             )
         except (OSError, ValueError) as error:

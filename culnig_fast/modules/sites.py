@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -182,7 +183,7 @@ class ModuleLayout:
                 return int(place)
         raise CulnigError(f"column {column} of the {side} of {path!r} is not scored; name it among the sites")
 
-    def by_path(self) -> dict[str, slice]:
+    def by_path(self) -> dict[str, builtins.slice]:
         """Path → flat indices of each site.
 
         A path that is scored in several parts, or in and out, stands with them in brackets.
