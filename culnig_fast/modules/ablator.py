@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,9 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import evaluation_mode
 from culnig_fast.modules.columns import Numbers, changed, columns_of, each, replacing, scaling
 from culnig_fast.modules.neurons import ModuleNeurons
-from culnig_fast.modules.totals import checked_objective
+from culnig_fast.modules.totals import Run, checked_objective
 from culnig_fast.sample_weights import SampleWeights
 from culnig_fast.wrappers import unwrapped
-
-Run = Callable[[Any], torch.Tensor]
-"""Takes the model, runs it on a batch and gives the objective, [batch]."""
 
 
 class ModuleAblator:
@@ -72,7 +69,7 @@ class ModuleAblator:
         change = scaling if values is None else replacing
         self._alone = []
         for neuron, number in zip(neurons, numbers, strict=True):
-            one = ModuleNeurons([neuron.path], np.array([neuron.column]), neuron.side, neuron.dim)
+            one = ModuleNeurons.named([neuron[:3]], dim=neuron.dim)
             self._alone.append((columns_of(self.model, one, modules), change(one, number)))
         self._ops = backends.resolve("reference")
         self._sums = torch.zeros((n_groups, len(neurons)), dtype=torch.float64)
@@ -122,15 +119,7 @@ class ModuleAblator:
     def ranked(self, row: int | None = None) -> ModuleNeurons:
         """The set by its effects, largest first, which are its scores; of one row of `effects`, or summed."""
         effects = self.effects.sum(0) if row is None else self.effects[row]
-        order, neurons = np.argsort(-effects, kind="stable"), list(self.neurons)
-        return ModuleNeurons(
-            [neurons[i].path for i in order],
-            self.neurons.columns[order],
-            [neurons[i].side for i in order],
-            [neurons[i].dim for i in order],
-            effects[order],
-            {**self.neurons.info, "score": "effect of silencing it"},
-        )
+        return self.neurons.ranked(effects, {**self.neurons.info, "score": "effect of silencing it"})
 
     def _check(self, place: int, reached: Any, whole: torch.Tensor, without: torch.Tensor) -> None:
         if reached and without.shape == whole.shape and without.isfinite().all():

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.modules.neurons import ModuleNeurons
-from culnig_fast.modules.sites import ModuleSite, resolve_sites
+from culnig_fast.modules.sites import ModuleSite, as_it_was, neurons_last, resolve_sites
 from culnig_fast.tap import hook_tensor
 from culnig_fast.wrappers import unwrapped
 
-Numbers = float | Sequence[float] | torch.Tensor
+Numbers = float | Sequence[float] | np.ndarray | torch.Tensor
 """One number for all neurons, or [n], one each in the set's order."""
 
 
@@ -37,11 +38,11 @@ class Columns:
     columns: torch.Tensor
     places: torch.Tensor
 
-    def neurons_last(self, tensor: torch.Tensor) -> torch.Tensor:
+    def last(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor as [..., K]; CulnigError when it has no such columns, or holds no real numbers."""
         if not tensor.is_floating_point():
             raise CulnigError(f"{self.site} is {str(tensor.dtype).removeprefix('torch.')}, which holds no activations")
-        last = self.site.neurons_last(tensor)
+        last = neurons_last(self.site, tensor)
         largest = int(self.columns.max())
         if largest >= last.shape[-1]:
             raise CulnigError(
@@ -84,7 +85,7 @@ def changed(parts: Sequence[Columns], change: Change) -> Iterator[set[Columns]]:
 
     def hook(part: Columns, tensor: torch.Tensor) -> torch.Tensor:
         reached.add(part)
-        return part.site.as_it_was(change(part, part.neurons_last(tensor)), tensor.shape)
+        return as_it_was(part.site, change(part, part.last(tensor)), tensor.shape)
 
     with contextlib.ExitStack() as stack:
         for part in parts:

@@ -13,7 +13,7 @@ is continuous. The first-order score is the same product with b = 0 and the grad
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,15 +25,12 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import evaluation_mode, frozen_parameters
 from culnig_fast.modules.reduction import checked_batch, reduced
 from culnig_fast.modules.scores import ModuleScores
-from culnig_fast.modules.sites import ModuleLayout, ModuleSite, SiteLike, resolve_sites
-from culnig_fast.modules.totals import GroupTotals, checked_objective, joined
+from culnig_fast.modules.sites import ModuleLayout, ModuleSite, SiteLike, as_it_was, neurons_last, resolve_sites
+from culnig_fast.modules.totals import GroupTotals, Run, checked_objective, joined
 from culnig_fast.positions import check_reduction
 from culnig_fast.sample_weights import SampleWeights
 from culnig_fast.tap import hook_tensor
 from culnig_fast.wrappers import unwrapped
-
-Run = Callable[[Any], torch.Tensor]
-"""Takes the model, runs it on a batch and gives the objective, [batch]."""
 
 
 class ModuleIntegrator:
@@ -222,10 +219,10 @@ class _Path:
                 "baseline of the batch's shape"
             )
         self.difference = act - start
-        moved = self.site.neurons_last(start + self.alpha * self.difference)[..., self.site.columns]
-        whole = self.site.neurons_last(act).clone()
+        moved = neurons_last(self.site, start + self.alpha * self.difference)[..., self.site.columns]
+        whole = neurons_last(self.site, act).clone()
         whole[..., self.site.columns] = moved
-        self._leaf = self.site.as_it_was(whole, act.shape).requires_grad_(True)
+        self._leaf = as_it_was(self.site, whole, act.shape).requires_grad_(True)
         return self._leaf.clone()  # a consumer may write over it
 
     def gradient(self, objective: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ class ColumnMeans:
         seen: list[tuple[Columns, torch.Tensor]] = []
 
         def look(part: Columns, last: torch.Tensor) -> torch.Tensor:
-            seen.append((part, last))
+            seen.append((part, last[..., part.columns.to(last.device)]))  # a copy: what follows may write over it
             return last
 
         with torch.no_grad(), evaluation_mode(self.model), changed(self._parts, look) as reached:
@@ -68,9 +68,9 @@ class ColumnMeans:
             raise CulnigError(f"{missing[0]} did not run, so its neurons have no mean; leave them out of the set")
         batch = checked_batch(samples, lengths, positions)
         for part, last in seen:
-            rows = counted_rows(part.site, last[..., part.columns.to(last.device)], batch).double()
-            self._sums[part.places] += rows.sum(0).cpu().numpy()
-            self._counts[part.places] += len(rows)
+            rows, places = counted_rows(part.site, last, batch).double(), part.places.numpy()
+            self._sums[places] += rows.sum(0).cpu().numpy()
+            self._counts[places] += len(rows)
 
     @property
     def values(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,32 +39,30 @@ class ModuleNeurons:
     Attributes:
         paths: [n] the module of each neuron, as `named_modules()` gives it.
         columns: int64 [n] column of the module's whole tensor.
-        sides: [n] `output` or `input`; one for all when it is a text.
-        dims: [n] the dimension that counts neurons, see `ModuleSite`; one for all when it is no sequence.
-        scores: float64 [n] the score that ranked it; 0 when None.
+        sides: [n] `output` or `input`.
+        dims: [n] the dimension that counts neurons, see `ModuleSite`.
+        scores: float64 [n] the score that ranked it.
         info: JSON-ready facts about how it was chosen.
 
     Raises:
         CulnigError: lengths differ, a column is negative, a side unknown, or a neuron occurs twice.
     """
 
-    paths: Sequence[str]
+    paths: tuple[str, ...]
     columns: np.ndarray
-    sides: Sequence[str] = "output"
-    dims: Sequence[int | None] | int | None = -1
-    scores: np.ndarray | None = None
+    sides: tuple[str, ...]
+    dims: tuple[int | None, ...]
+    scores: np.ndarray
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         set_, n = object.__setattr__, len(self.paths)
         set_(self, "paths", tuple(str(path) for path in self.paths))
         set_(self, "columns", np.asarray(self.columns, dtype=np.int64).reshape(-1))
-        set_(self, "sides", (self.sides,) * n if isinstance(self.sides, str) else tuple(self.sides))
-        dims = self.dims if isinstance(self.dims, Sequence) else (self.dims,) * n
-        set_(self, "dims", tuple(None if dim is None else int(dim) for dim in dims))
-        scores = np.zeros(n) if self.scores is None else self.scores
-        set_(self, "scores", np.asarray(scores, dtype=np.float64).reshape(-1))
-        if not n == len(self.columns) == len(self.sides) == len(self.dims) == len(self.scores):  # type: ignore[arg-type]
+        set_(self, "sides", tuple(str(side) for side in self.sides))
+        set_(self, "dims", tuple(None if dim is None else int(dim) for dim in self.dims))
+        set_(self, "scores", np.asarray(self.scores, dtype=np.float64).reshape(-1))
+        if not n == len(self.columns) == len(self.sides) == len(self.dims) == len(self.scores):
             raise CulnigError("a set of module neurons needs as many columns, sides, dims and scores as paths")
         seen: set[tuple[str, int, str]] = set()
         for path, column, side, dim, _ in self:
@@ -79,13 +77,44 @@ class ModuleNeurons:
             seen.add((path, column, side))
 
     @classmethod
+    def named(
+        cls,
+        neurons: Iterable[tuple[Any, ...]],
+        *,
+        dim: int | None = -1,
+        scores: Any = None,
+        info: dict[str, Any] | None = None,
+    ) -> ModuleNeurons:
+        """The set of (path, column) or (path, column, side), e.g. `[("blocks.0.mlp.fc1", 3), ("head", 7, "input")]`.
+
+        Args:
+            neurons: in the order of the set.
+            dim: of all of them.
+            scores: [n]; 0 when None.
+            info: facts of the set.
+
+        Raises:
+            CulnigError: a column is no whole number, or as for the class.
+        """
+        rows = [(*one, "output")[:3] for one in neurons]
+        try:
+            columns = np.array([whole(column) for _, column, _ in rows], dtype=np.int64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CulnigError(f"neurons are (path, column) or (path, column, side); {error}") from error
+        paths, sides = tuple(path for path, *_ in rows), tuple(side for *_, side in rows)
+        scores = np.zeros(len(rows)) if scores is None else scores
+        return cls(paths, columns, sides, (dim,) * len(rows), scores, dict(info or {}))
+
+    @classmethod
     def from_flat(
         cls, layout: ModuleLayout, flat: Any, scores: Any = None, info: dict[str, Any] | None = None
     ) -> ModuleNeurons:
         """The set of the flat indices [n] of `layout`, in the order given; scores [n] default to 0."""
         paths, columns = layout.locate(flat)
         sites = [layout.sites[number] for number in layout.site_of(flat)]
-        return cls(paths.tolist(), columns, [s.side for s in sites], [s.dim for s in sites], scores, dict(info or {}))
+        scores = np.zeros(len(sites)) if scores is None else scores
+        sides, dims = tuple(site.side for site in sites), tuple(site.dim for site in sites)
+        return cls(tuple(paths), columns, sides, dims, scores, dict(info or {}))
 
     @classmethod
     def of_decoder(cls, model: Any, neurons: NeuronSet) -> ModuleNeurons:
@@ -107,8 +136,18 @@ class ModuleNeurons:
         refuse_experts(places, "a set of module neurons")
         cut = [range(place.columns.start, place.columns.stop, place.columns.step or 1) for place in places]
         columns = np.array([mine[n.neuron_idx] for mine, n in zip(cut, neurons, strict=True)], dtype=np.int64)
-        sides = [place.tensor for place in places]
-        return cls([p.module_path for p in places], columns, sides, -1, neurons.scores, dict(neurons.info))
+        paths, sides = tuple(place.module_path for place in places), tuple(place.tensor for place in places)
+        return cls(paths, columns, sides, (-1,) * len(places), neurons.scores, dict(neurons.info))
+
+    def ranked(self, scores: Any, info: dict[str, Any] | None = None) -> ModuleNeurons:
+        """The same neurons with other scores, float [n] in the set's order, best first; ties keep their order."""
+        scores = np.asarray(scores, dtype=np.float64)
+        if scores.shape != (len(self),):
+            raise CulnigError(f"{len(self)} neurons need as many scores, not {list(scores.shape)}")
+        order = np.argsort(-scores, kind="stable")
+        paths, sides, dims = (tuple(names[i] for i in order) for names in (self.paths, self.sides, self.dims))
+        facts = self.info if info is None else info
+        return ModuleNeurons(paths, self.columns[order], sides, dims, scores[order], dict(facts))
 
     def flat(self, layout: ModuleLayout) -> np.ndarray:
         """Flat indices, int64 [n], in set order; CulnigError for a neuron that `layout` does not hold."""
@@ -146,8 +185,8 @@ class ModuleNeurons:
             rows = [_checked(entry) for entry in entries]
             columns = np.array([row.column for row in rows], dtype=np.int64)
             scores = np.array([row.score for row in rows], dtype=np.float64)
-            paths, sides, dims = [r.path for r in rows], [r.side for r in rows], [r.dim for r in rows]
-            return cls(paths, columns, sides, dims, scores, info)
+            paths, sides = tuple(row.path for row in rows), tuple(row.side for row in rows)
+            return cls(paths, columns, sides, tuple(row.dim for row in rows), scores, info)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CulnigError(f"{path} is a damaged set of module neurons ({error!s:.300}); write it anew") from error
 
@@ -172,7 +211,7 @@ class ModuleNeurons:
         return columns, {"info": self.info}, {"path": names, "side": SIDES}
 
     def __iter__(self) -> Iterator[ModuleNeuron]:
-        rows: tuple[Any, ...] = (self.paths, self.columns.tolist(), self.sides, self.dims, self.scores.tolist())  # type: ignore[union-attr]
+        rows: tuple[Any, ...] = (self.paths, self.columns.tolist(), self.sides, self.dims, self.scores.tolist())
         return (ModuleNeuron(*row) for row in zip(*rows, strict=True))
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from culnig_kernels.reference.scores import counted_positions
 
 from culnig_fast.backend import Operations
 from culnig_fast.errors import CulnigError
-from culnig_fast.modules.sites import ModuleSite
+from culnig_fast.modules.sites import ModuleSite, neurons_last
 from culnig_fast.positions import counted
 
 
@@ -61,7 +61,7 @@ def reduced(
     Raises:
         CulnigError: the tensor does not hold the batch's samples, or its positions are not those of lengths or mask.
     """
-    act, grad = (_by_sample(site, site.neurons_last(tensor), batch)[..., site.columns] for tensor in (act, grad))
+    act, grad = (_by_sample(site, neurons_last(site, tensor), batch)[..., site.columns] for tensor in (act, grad))
     lengths, keep = _that_count(site, act, batch)
     return ops.actgrad_reduce(act, grad, lengths, reduction, keep=keep)
 

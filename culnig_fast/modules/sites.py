@@ -41,20 +41,6 @@ class ModuleSite:
         """How many neurons a tensor of this site holds, before columns are cut."""
         return tensor.shape[2:].numel() if self.dim is None and tensor.dim() > 2 else tensor.shape[self.dim or -1]
 
-    def neurons_last(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor with its neurons in the last dimension; CulnigError for one without [batch, ..., neurons]."""
-        if tensor.dim() < 2:
-            raise CulnigError(f"{self} is {list(tensor.shape)}; neurons need [batch, ..., K]")
-        if self.dim is None:
-            return tensor.flatten(2) if tensor.dim() > 3 else tensor
-        if self.dim >= tensor.dim() or self.dim + tensor.dim() < 1:
-            raise CulnigError(f"{self} is {list(tensor.shape)}; its dimension {self.dim} counts no neurons there")
-        return tensor.movedim(self.dim, -1)
-
-    def as_it_was(self, neurons_last: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """Undo `neurons_last`; `shape` is the tensor's before."""
-        return neurons_last.reshape(shape) if self.dim is None else neurons_last.movedim(-1, self.dim)
-
     def __str__(self) -> str:
         ends = ["" if end is None else str(end) for end in (self.columns.start, self.columns.stop)]
         where = "" if ends == ["", ""] else f"[{':'.join(ends)}]"
@@ -65,6 +51,22 @@ SIDES = ("output", "input")
 
 SiteLike = Any
 """A `ModuleSite`, or short for one: a path, the module itself, nnsight's envoy of it, or one of these and columns."""
+
+
+def neurons_last(site: ModuleSite, tensor: torch.Tensor) -> torch.Tensor:
+    """The site's tensor with its neurons in the last dimension; CulnigError for one without [batch, ..., neurons]."""
+    if tensor.dim() < 2:
+        raise CulnigError(f"{site} is {list(tensor.shape)}; neurons need [batch, ..., K]")
+    if site.dim is None:
+        return tensor.flatten(2) if tensor.dim() > 3 else tensor
+    if site.dim >= tensor.dim() or site.dim + tensor.dim() < 1:
+        raise CulnigError(f"{site} is {list(tensor.shape)}; its dimension {site.dim} counts no neurons there")
+    return tensor.movedim(site.dim, -1)
+
+
+def as_it_was(site: ModuleSite, last: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Undo `neurons_last`; `shape` is the tensor's before."""
+    return last.reshape(shape) if site.dim is None else last.movedim(-1, site.dim)
 
 
 def resolve_sites(

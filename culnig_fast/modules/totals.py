@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from culnig_fast.modules.scores import ModuleScores
 from culnig_fast.modules.sites import ModuleLayout, ModuleSite
 from culnig_fast.sample_weights import SampleWeights
 from culnig_fast.version import __version__
+
+Run = Callable[[Any], torch.Tensor]
+"""Takes the model, runs it on a batch and gives the objective, [batch]."""
 
 Found = Sequence[tuple[torch.Tensor, int]]
 """Of each site its scores, [batch, columns], and the width of its whole tensor."""
