@@ -177,9 +177,10 @@ class ModuleNeurons:
         info = value.get("info", {})
         if not isinstance(info, dict):
             raise CulnigError(f"{path}: `info` is no object; write the set anew")
-        if value.get("content") != json_digest({"info": info, _ENTRIES: entries}):
+        if "content" in value and value["content"] != json_digest({"info": info, _ENTRIES: entries}):
             raise CulnigError(
-                f"{path} was altered after it was written (its content hash differs); restore it or write it anew"
+                f"{path} was altered after it was written (its content hash differs); restore it, or delete the entry "
+                "`content` if the change is meant"
             )
         try:
             rows = [_checked(entry) for entry in entries]
