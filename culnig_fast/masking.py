@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from culnig_fast.modules.neurons import ModuleNeurons
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.probe import linear_shape
 from culnig_fast.quantised import device_of, why_not_plain
+from culnig_fast.tap import hook_tensor
 from culnig_fast.wrappers import decoder_of
 
 
@@ -50,14 +52,7 @@ def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Ite
                 stack.callback(handle.remove)
                 continue
             scale = _scale(location, columns, factor)
-            if location.tensor == "output":
-                handle = location.module.register_forward_hook(
-                    lambda module, args, output, scale=scale: output * scale.to(output)
-                )
-            else:
-                handle = location.module.register_forward_pre_hook(
-                    lambda module, args, scale=scale: (args[0] * scale.to(args[0]), *args[1:])
-                )
+            handle = hook_tensor(location.module, location.tensor, partial(_multiplied, scale))
             stack.callback(handle.remove)
         yield architecture.model
 
@@ -154,6 +149,10 @@ def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.T
     scale = torch.ones(width, device=device)
     scale[torch.tensor(columns, device=device) + location.columns.start] = factor
     return scale
+
+
+def _multiplied(scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return value * scale.to(value)
 
 
 def _weights(location: SiteLocation) -> list[nn.Parameter]:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from culnig_fast import backend as backends
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import evaluation_mode
-from culnig_fast.modules.columns import Numbers, changed, columns_of, each, replacing, scaling
+from culnig_fast.modules.columns import Numbers, changed, check_set, columns_of, each, replacing, scaling
 from culnig_fast.modules.neurons import ModuleNeurons
 from culnig_fast.modules.totals import Run, checked_objective
 from culnig_fast.sample_weights import SampleWeights
@@ -60,6 +60,7 @@ class ModuleAblator:
         modules: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> None:
+        check_set(neurons)
         if not len(neurons):
             raise CulnigError("there are no neurons to silence; choose a set that holds some")
         if n_groups < 1:

@@ -64,6 +64,7 @@ Change = Callable[[Columns, torch.Tensor], torch.Tensor]
 
 def columns_of(model: Any, neurons: ModuleNeurons, modules: Mapping[str, Any] | None = None) -> list[Columns]:
     """The set tensor by tensor; CulnigError for a path that the model does not have."""
+    check_set(neurons)
     found: dict[tuple[Any, ...], list[int]] = {}
     for place, neuron in enumerate(neurons):
         found.setdefault((neuron.path, neuron.side, neuron.dim), []).append(place)
@@ -151,6 +152,15 @@ def replaced_columns(
     model = unwrapped(model)
     with changed(columns_of(model, neurons, modules), replacing(neurons, values)):
         yield model
+
+
+def check_set(neurons: Any) -> None:
+    """Raise CulnigError for anything but `ModuleNeurons`, saying how to make them."""
+    if not isinstance(neurons, ModuleNeurons):
+        raise CulnigError(
+            f"neurons of a module were given as {type(neurons).__name__}; make ModuleNeurons, of a NeuronSet by "
+            "ModuleNeurons.of_decoder(model, neurons), of paths and columns by ModuleNeurons.named"
+        )
 
 
 def each(neurons: ModuleNeurons, numbers: Any, name: str) -> torch.Tensor:

@@ -267,6 +267,8 @@ def test_mistakes_are_named_and_undone() -> None:
         (lambda: run_in(named([("conv", 0)]), [1.0, 2.0]), "one a neuron"),
         (lambda: named([("conv", -1)]), "columns count from 0"),
         (lambda: named([("conv", 0, "left")]), "unknown side"),
+        (lambda: run_in([("head", 0)]), "given as list.*named"),  # type: ignore[arg-type]
+        (lambda: ablate(cf.NeuronSet.empty()), "NeuronSet.*of_decoder"),  # type: ignore[arg-type]
         (lambda: ablate(named([])), "no neurons"),
         (lambda: ablate(named([("head", 9)])), "head has columns 0…2"),
         (lambda: ablate(named([("conv", 0)], dim=1), lambda m: m(x)), "objective must be [batch]".replace("[", r"\[")),
