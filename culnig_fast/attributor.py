@@ -12,20 +12,19 @@ from torch import nn
 
 from culnig_fast import backend as backends
 from culnig_fast.architecture import Architecture, SiteLocation, discover
+from culnig_fast.batch_scorer import BatchScorer
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import PATHS, Fusion, fused_layers
-from culnig_fast.fused.layer import Scoring
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.mixtures.experts import Routing
-from culnig_fast.mixtures.routed import routed_scores
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import NeuronSite
 from culnig_fast.positions import FUSED_REDUCTIONS, check_reduction, counted
-from culnig_fast.quantised import check_gradients, device_of
+from culnig_fast.quantised import check_gradients
 from culnig_fast.recompute import recomputed_layers
 from culnig_fast.sample_weights import SampleWeights
+from culnig_fast.site_totals import SiteTotals
 from culnig_fast.tap import attach_taps
-from culnig_fast.watching import watched_places
 
 
 class Attributor:
@@ -90,18 +89,13 @@ class Attributor:
         self.reduction, self.padding = reduction, padding
         self.path, self.recompute = path, recompute
         self.fusion = Fusion()
-        self.watched: torch.Tensor | None = None
-        self._watch = watched_places(self.locations, watch or NeuronSet.empty())
-        self._ops = backends.resolve(backend)
-        self._totals: dict[NeuronSite, torch.Tensor] = {}
+        self._totals = SiteTotals(self.locations, self.layout, n_groups)
+        ops = backends.resolve(backend)
+        self._scorer = BatchScorer(self._totals, reduction, padding, ops, watch or NeuronSet.empty())
         self._stack = contextlib.ExitStack()
         self._scorers = contextlib.ExitStack()
         self._head: LastPosition | None = None
-        self._lengths: torch.Tensor | None = None
-        self._keep: torch.Tensor | None = None
-        self._positions = 0
         self._masked = False
-        self._scoring: dict[str, Any] | None = None
         if path == "fused" and self._why_taps() is not None:
             raise CulnigError(f"path='fused' cannot be had: {self._why_taps()}; use path='auto' or 'taps'")
 
@@ -129,7 +123,8 @@ class Attributor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._head = self._lengths = self._keep = self._scoring = None
+        self._head = None
+        self._scorer.end()
         self._stack.close()
 
     def forward(
@@ -164,10 +159,11 @@ class Attributor:
             self._mask()
             if positions.shape != input_ids.shape:
                 raise CulnigError(f"positions must be {list(input_ids.shape)}, not {list(positions.shape)}")
-        self._lengths, self._positions = lengths.to(input_ids.device), input_ids.shape[1]
-        self._keep = None if positions is None else counted(positions, self._lengths)
+        lengths = lengths.to(input_ids.device)
+        keep = None if positions is None else counted(positions, lengths)
+        self._scorer.begin(lengths, input_ids.shape[1], keep)
         with torch.enable_grad():
-            return self._head.logits(input_ids, self._lengths)
+            return self._head.logits(input_ids, lengths)
 
     def backward(
         self,
@@ -198,91 +194,72 @@ class Attributor:
         Raises:
             CulnigError: no forward came before, or shapes or group numbers do not fit.
         """
-        if self._lengths is None:
+        if not self._scorer.under_way:
             raise CulnigError("backward needs a forward before it, inside the `with` block")
-        batch = self._lengths.shape
-        self._scoring = {
-            "weights": SampleWeights.checked(
-                objective, batch, self.n_groups, weight=weight, group=group, clamp_below_zero=clamp_below_zero
-            ),
-            "added": set() if added is None else added,
-            "partial": {},
-        }
-        if self._watch:
-            if rows is None or self.watched is None:
-                shape = (*batch, sum(len(places) for _, places in self._watch.values()))
-                self.watched = torch.full(shape, torch.nan, dtype=objective.dtype, device=objective.device)
-            rows = torch.arange(batch[0], device=self.watched.device) if rows is None else rows
-            self._scoring["rows"] = rows.to(self.watched.device)
-        try:
+        weights = SampleWeights.checked(
+            objective,
+            self._scorer.lengths.shape,
+            self.n_groups,
+            weight=weight,
+            group=group,
+            clamp_below_zero=clamp_below_zero,
+        )
+        with self._scorer.going_back(objective, weights, added, rows):
             torch.autograd.backward(objective.sum())  # not the method: other libraries replace that
-            for location, scores in self._scoring["partial"].values():
-                self._add(location, scores, False)
-        finally:
-            self._scoring = self._lengths = self._keep = None
+
+    @property
+    def watched(self) -> torch.Tensor | None:
+        """[batch, neurons] watched neurons' scores of the last batch, without the weight; or a caller's own table."""
+        return self._scorer.watched
+
+    @watched.setter
+    def watched(self, table: torch.Tensor | None) -> None:
+        self._scorer.watched = table
 
     @property
     def totals(self) -> torch.Tensor:
         """float64 [n_groups, neurons] sums so far, on the device of the first scored layer."""
-        parts = [self._totals_of(location) for location in self.locations]
-        return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+        return self._totals.whole
 
     def is_finite(self) -> bool:
         """Whether no total is NaN or infinite; waits for the device, once for each."""
-        flags: dict[torch.device, torch.Tensor] = {}
-        for part in self._totals.values():
-            finite = part.isfinite().all()
-            flags[part.device] = flags[part.device] & finite if part.device in flags else finite
-        return all(bool(flag) for flag in flags.values())
+        return self._totals.is_finite()
 
     def restore(self, totals: torch.Tensor) -> None:
         """Start from earlier totals, float64 [n_groups, neurons]; CulnigError when the shape does not fit."""
-        if totals.shape != (self.n_groups, self.layout.size) or totals.dtype != torch.float64:
-            raise CulnigError(
-                f"totals to restore are {totals.dtype} {list(totals.shape)}, but float64 "
-                f"[{self.n_groups}, {self.layout.size}] are needed"
-            )
-        for location in self.locations:
-            where = self.layout.slice(location.site.module_name, location.site.layer_idx)
-            self._totals_of(location).copy_(totals[:, where])
-
-    def _totals_of(self, location: SiteLocation, device: torch.device | None = None) -> torch.Tensor:
-        """A site's totals, float64 [n_groups, K], where its scores are; before there are any, where its weights are."""
-        if location.site not in self._totals:
-            where = device or device_of(location.module)
-            shape = (self.n_groups, location.site.width)
-            # Weights that are fetched when their layer runs are on no device until then.
-            where = torch.device("cpu") if where.type == "meta" else where
-            self._totals[location.site] = torch.zeros(shape, dtype=torch.float64, device=where)
-        totals = self._totals[location.site]
-        if device is not None and totals.device != device:
-            totals = self._totals[location.site] = totals.to(device)
-        return totals
+        self._totals.restore(totals)
 
     def _few_logits(self, head: LastPosition) -> torch.Tensor:
         """Logits of two short samples."""
         device = self.architecture.embedding.weight.device
         vocabulary = int(self.architecture.embedding.weight.shape[0])
         input_ids = (torch.arange(3, 9, device=device) % vocabulary).view(2, 3)
-        self._lengths = torch.tensor([3, 2], device=device)
+        lengths = torch.tensor([3, 2], device=device)
+        self._scorer.begin(lengths, input_ids.shape[1])
         try:
-            return head.logits(input_ids, self._lengths)
+            return head.logits(input_ids, lengths)
         finally:
-            self._lengths = None
+            self._scorer.end()
 
     def _attach(self, head: LastPosition) -> None:
         """Put fused layers, taps and recomputation into the model; closing `_scorers` takes them out."""
         stack, reason = self._scorers, self._why_taps()
         if reason is None:
-            fusing = fused_layers(self.architecture, self._fused_scoring(), lambda: self._few_logits(head))
+            fusing = fused_layers(self.architecture, self._scorer.fused(self.locations), lambda: self._few_logits(head))
             self.fusion = stack.enter_context(self._required(fusing))
         else:
             self.fusion = Fusion(reasons=dict.fromkeys(range(len(self.architecture.layers)), reason))
         on_taps = [location for location in self.locations if location.site.layer_idx not in self.fusion.layers]
-        for handle in attach_taps(on_taps, self._score):
+        for handle in attach_taps(on_taps, self._on_tap):
             stack.callback(handle.remove)
         if self.recompute:
             stack.enter_context(recomputed_layers(self.architecture.layers))
+
+    def _on_tap(
+        self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None
+    ) -> None:
+        """What becomes of the activation and gradient that pass a tap; a subclass may look at them instead."""
+        self._scorer.score(location, act, grad, routing)
 
     def _why_taps(self) -> str | None:
         """Why no layer may run fused, whatever the model; None when that is left to the model."""
@@ -308,15 +285,6 @@ class Attributor:
         self._scorers.close()
         self._attach(self._head)
 
-    def _fused_scoring(self) -> Scoring:
-        return Scoring(
-            ops=self._ops,
-            reduction="sum" if self.reduction == "mean" else self.reduction,
-            wanted=frozenset(location.site for location in self.locations),
-            lengths=self._running_lengths,
-            add=self._add_fused,
-        )
-
     @contextlib.contextmanager
     def _required(self, fusing: contextlib.AbstractContextManager[Fusion]) -> Iterator[Fusion]:
         with fusing as fusion:
@@ -326,84 +294,6 @@ class Attributor:
                     "use path='auto' or 'taps'"
                 )
             yield fusion
-
-    def _running_lengths(self) -> torch.Tensor:
-        if self._lengths is None:
-            raise CulnigError("the model ran outside Attributor.forward; call that one instead")
-        return self._lengths
-
-    def _score(
-        self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None
-    ) -> None:
-        """Score what a tap saw; `routing` comes with rows of routed experts."""
-        if self._scoring is None or self._lengths is None:
-            raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
-        lengths = self._lengths.to(act.device)
-        if routing is not None:
-            scores = routed_scores(
-                self._ops.actgrad_reduce,
-                act,
-                grad,
-                lengths,
-                self._positions,
-                self.reduction,
-                routing,
-                location.site.experts,
-            )
-            if routing.only is None:
-                self._add(location, scores, False)
-            else:
-                self._put(location, scores, routing.only)
-            return
-        if act.dim() == 2:  # OPT runs its MLP on [batch·T, hidden]
-            act, grad = act.unflatten(0, (len(lengths), -1)), grad.unflatten(0, (len(lengths), -1))
-        keep = None if self._keep is None else self._keep.to(act.device)
-        self._add(location, self._ops.actgrad_reduce(act, grad, lengths, self.reduction, keep=keep), False)
-
-    def _add_fused(self, location: SiteLocation, scores: torch.Tensor, last: bool) -> None:
-        """`_add` of what a fused layer scored, which knows the mean as a sum."""
-        if self.reduction == "mean":
-            scores = scores / self._running_lengths().to(scores.device)[:, None]
-        self._add(location, scores, last)
-
-    def _put(self, location: SiteLocation, scores: torch.Tensor, expert: int) -> None:
-        """Keep one expert's scores [batch, K] until all that a token reached have theirs, at the end of the pass."""
-        if self._scoring is None:
-            raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
-        site, columns = location.site, scores.shape[1]
-        kept = self._scoring["partial"]
-        if site not in kept:
-            whole = torch.zeros(len(scores), site.width, dtype=scores.dtype, device=scores.device)
-            kept[site] = location, whole
-        kept[site][1][:, expert * columns : (expert + 1) * columns] = scores.to(kept[site][1].device)
-
-    def _add(self, location: SiteLocation, scores: torch.Tensor, last: bool) -> None:
-        """Add the running batch's scores [batch, K] to a site's totals.
-
-        Args:
-            location: the site.
-            scores: over each sample's real positions or, with `last`, its last one: the others' are exactly 0.
-            last: see there.
-        """
-        if self._scoring is None or self._lengths is None:
-            raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
-        if location.site in self._scoring["added"]:
-            return
-        if self.reduction == "max" and (last or self.padding == "zero"):
-            lengths = self._lengths.to(scores.device)
-            zeros = lengths > 1 if last else lengths < self._positions
-            if last and self.padding == "zero" and self._positions > 1:
-                zeros = torch.ones_like(zeros)
-            scores = torch.where(zeros[:, None], scores.clamp(min=0.0), scores)  # clamp keeps NaN
-        if self.watched is not None and location.site in self._watch:
-            # Indices travel once: where they stay on the host, every batch would wait for them.
-            columns, places = self._watch[location.site]
-            columns, places = columns.to(scores.device), places.to(self.watched.device)
-            self._watch[location.site] = columns, places
-            self.watched[self._scoring["rows"][:, None], places] = scores[:, columns].to(self.watched)
-        totals = self._totals_of(location, scores.device)
-        self._scoring["weights"].add(scores, totals, self._ops)
-        self._scoring["added"].add(location.site)
 
 
 def _make_leaf(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import transformers
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
+from culnig_fast.batch_scorer import BatchScorer
 from culnig_fast.neurons import NeuronSite
 
 TOKENIZER = make_tokenizer()
@@ -45,13 +46,13 @@ def test_totals_keep_their_bits(family: str, path: str) -> None:
 @pytest.mark.parametrize("path", ["auto", "taps"])
 def test_each_site_is_added_once_a_batch(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[NeuronSite] = []
-    whole = cf.Attributor._add
+    whole = BatchScorer._add
 
     def count(self: Any, location: Any, *rest: Any) -> None:
         added.append(location.site)
         whole(self, location, *rest)
 
-    monkeypatch.setattr(cf.Attributor, "_add", count)
+    monkeypatch.setattr(BatchScorer, "_add", count)
     model = families.build("qwen3")
     with cf.Attributor(model, path=path, recompute=True) as attributor:
         for _ in range(2):

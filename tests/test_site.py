@@ -64,6 +64,41 @@ def test_an_unknown_recorded_run_is_shown_row_by_row(tmp_path: Path) -> None:
     assert "| x | yes |" in page
 
 
+def test_peers_stand_with_what_their_users_write(tmp_path: Path) -> None:
+    figures = hook("figures")
+    results = tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+    figures_of = {"median_seconds": 1.5, "time_over_bare": 1.25, "peak_mb": 512.5, "memory_over_bare": 2.0}
+    row = {"shape": "tiny", "method": "captum", "library": "captum", "lines": 17, "note": "", "status": "timed"}
+    gone = {**row, "method": "nnsight", "library": "nnsight", "note": "cannot be imported", **dict.fromkeys(figures_of)}
+    (results / "peers.json").write_text(json.dumps({"rows": [row | figures_of, gone]}))
+    page = figures.page(results)
+    assert "## Scoring, beside other libraries\n" in page
+    assert "| tiny | captum | captum | 17 | 1.50 | 1.25 | 512.50 | 2.00 | – |" in page
+    assert "| tiny | nnsight | nnsight | 17 | – | – | – | – | cannot be imported |" in page
+
+
+@pytest.mark.parametrize("name", ["streaming", "streaming_memory", "streaming_time"])
+def test_streamed_runs_show_time_memory_and_difference(name: str) -> None:
+    figures = hook("figures")
+    run = json.loads((ROOT / "bench" / "results" / "cpu" / f"{name}.json").read_text(encoding="utf-8"))
+    section = figures.page().split(f"File: `bench/results/cpu/{name}.json`.")[1].split("\n## ")[0]
+    header, *rows = [line for line in section.splitlines() if line.startswith("|") and "---" not in line]
+    assert "peak ÷ weights" in header
+    assert [line.split(" | ")[0] for line in rows] == [f"| {row['method']}" for row in run["rows"]]
+    for line, row in zip(rows, run["rows"], strict=True):
+        cells = line.strip("| ").split(" | ")
+        assert float(cells[3]) == pytest.approx(row["time_over_recomputed"], abs=6e-3)
+        assert float(cells[5]) == pytest.approx(row["peak_over_weights"], abs=6e-3)
+
+
+def test_kills_are_shown_fact_by_fact() -> None:
+    section = hook("figures").page().split("## A run that is killed again and again\n")[1].split("\n## ")[0]
+    assert "| kills | kills | 50 |" in section
+    assert "| kills | byte identical | yes |" in section
+    assert "| kills | files left over | 0 |" in section
+
+
 def test_the_navigation_lists_every_page() -> None:
     """mkdocs checks this too, where it is installed."""
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")

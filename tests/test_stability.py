@@ -192,7 +192,7 @@ def test_nothing_is_left_behind_when_something_raises(where: str, monkeypatch: p
     before, own = surroundings(), of_instances(model)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="on purpose"):
         if where == "scoring":
-            patch.setattr("culnig_fast.attributor.Attributor._add", fail)
+            patch.setattr("culnig_fast.batch_scorer.BatchScorer._add", fail)
             cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
         elif where == "asking":
             with cf.Attributor(model) as attributor:

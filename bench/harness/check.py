@@ -56,23 +56,32 @@ class Verdict:
 class Checker:
     """Holds methods to a float64 run of the same weights, one sample at a time and unpadded.
 
+    Args:
+        shape, device, dtype: of the model.
+        summed: hold them to the sum over the samples, where a method gives no more.
+
     Raises:
         CulnigError: the model does not fit.
     """
 
-    def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype, *, summed: bool = False) -> None:
         self.model = build(shape, device, dtype, layers=MOST_LAYERS)
         self.sites = find_sites(self.model)
         vocabulary = self.model.config.vocab_size
-        self.batch = make_batch(_SAMPLES, _LENGTH, vocabulary, device, shortest=3, n_groups=_SAMPLES)
+        self.batch = make_batch(_SAMPLES, _LENGTH, vocabulary, device, shortest=3, n_groups=1 if summed else _SAMPLES)
         # One group a sample, so that no error hides in a sum.
-        self.batch.groups.copy_(torch.arange(_SAMPLES))
-        self.truth = sample_scores(copy.deepcopy(self.model).double(), self.batch)
-        self.plain = _errors(sample_scores(self.model, self.batch), self.truth, self.sites)
+        self.batch.groups.copy_(torch.arange(_SAMPLES) % self.batch.n_groups)
+        self.truth = self._plainly(copy.deepcopy(self.model).double())
+        self.plain = _errors(self._plainly(self.model), self.truth, self.sites)
+
+    def _plainly(self, model: Any) -> torch.Tensor:
+        """float64 [groups, neurons], sample after sample."""
+        scores = sample_scores(model, self.batch)
+        return scores if self.batch.n_groups > 1 else scores.sum(0, keepdim=True)
 
     def check(self, method: Method) -> Verdict | None:
         """Run one method on the sample; None for one that scores nothing. Its exceptions pass through."""
-        with method.open(self.model, _SAMPLES) as session:
+        with method.open(self.model, self.batch.n_groups) as session:
             session.step(self.batch)
             if session.totals is None:
                 return None

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "triton", "transformers", "captum", "nnsight", "transformer_lens", "culnig_fast")
 
 
 def source_hash(root: Path = ROOT) -> str:
     """SHA-256 over the sources that decide the fast path's speed: kernels/ and the engine's own."""
-    engine = ("attributor", "backend", "last_position", "recompute", "tap")
+    engine = ("attributor", "backend", "batch_scorer", "last_position", "recompute", "tap")
     files = sorted((root / "kernels").rglob("*.py"))
     files += [root / "culnig_fast" / f"{name}.py" for name in engine]
     for room in ("fused", "streaming"):
@@ -46,7 +47,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: _version(name) for name in ("torch", "triton", "transformers", "captum", "culnig_fast")},
+        **{name: _version(name) for name in PACKAGES},
         "commit": _run("git", "-C", str(ROOT), "rev-parse", "HEAD"),
         "uncommitted_changes": bool(_run("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")),
         "source_hash": source_hash(),

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,30 @@ def peak_above(step: Callable[[], None], device: torch.device, base: int = 0) ->
         held += event.nbytes()
         highest = max(highest, held)
     return highest
+
+
+def resident(name: str) -> int:
+    """Bytes of this process as the kernel counts them: VmRSS is what is resident, VmHWM the most that ever was.
+
+    Raises:
+        OSError: the system has no such count.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def resident_peak_above(step: Callable[[], None]) -> int:
+    """Bytes by which the resident memory of this process rises above what it is now; whatever it peaked at before.
+
+    Raises:
+        OSError: the system does not count, or does not let a process start its count anew.
+    """
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM becomes VmRSS
+    before = resident("VmRSS")
+    step()
+    return max(0, resident("VmHWM") - before)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from harness.batches import Batch
 from harness.rounds import Outcome
 from harness.shapes import Size
 
-_COLUMNS = (
+COLUMNS = (
     ("method", "method", ""),
     ("samples/s", "samples_per_s", ".4g"),
     ("tokens/s", "tokens_per_s", ".4g"),
@@ -100,14 +100,19 @@ def growth(rows: Sequence[dict[str, Any]], by: str) -> dict[str, float]:
     return exponents
 
 
-def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as aligned text; a row without figures gives its reason instead."""
-    cells = [[title for title, _, _ in _COLUMNS]]
+def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, str]] = COLUMNS) -> str:
+    """The rows as aligned text; a row without figures gives its reason instead.
+
+    Args:
+        rows: see `make_rows`.
+        columns: heading, key and format of each.
+    """
+    cells = [[title for title, _, _ in columns]]
     reasons: list[str] = [""]
     for row in rows:
         ratio = row["time_over_bare_spread"]
         shown = {**row, "time_over_bare_range": f"{ratio['p20']:.3f}–{ratio['p80']:.3f}" if ratio else ""}
-        cells.append([_cell(shown[key], form) for _, key, form in _COLUMNS])
+        cells.append([_cell(shown[key], form) for _, key, form in columns])
         reasons.append(row["note"] if row["status"] == "timed" else f"{row['status']}: {row['note']}")
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []

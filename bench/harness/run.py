@@ -17,6 +17,7 @@ from harness.environment import environment
 from harness.kernel_speed import measure_kernels
 from harness.memory import METHOD as MEMORY_METHOD
 from harness.methods import METHODS, Method
+from harness.options import check_numbers, chosen_device
 from harness.report import format_kernel, format_table, growth, make_rows
 from harness.roofs import ProductRoof
 from harness.rounds import Outcome, Say, check_all, time_all
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace, say: Say) -> int:
         return 0
     if options.json is not None:
         refuse_existing(options.json, options.overwrite)
-    device, dtype = _device(options.device), options.dtype
+    device, dtype = chosen_device(options.device), options.dtype
     dtype = getattr(torch, dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     shape = options.shape or ("tiny" if device.type == "cpu" else "llama-3.1-8b")
     tokens = options.tokens or (2048 if device.type == "cpu" else 16384)
@@ -128,33 +129,13 @@ class Bench:
             torch.cuda.empty_cache()
 
 
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise CulnigError(f"--device {name!r} is no device; give cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise CulnigError(f"--device {name} is not supported here; give cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CulnigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    return device
-
-
 def _check_options(options: argparse.Namespace, shape: str, tokens: int) -> None:
     if shape not in SHAPES:
         raise CulnigError(f"unknown --shape {shape!r}; choose from {', '.join(SHAPES)}")
     unknown = [name for name in options.methods or () if name not in METHODS]
     if unknown:
         raise CulnigError(f"unknown --methods {', '.join(unknown)}; choose from {', '.join(METHODS)}")
-    for name, value in (("--repeats", options.repeats), ("--tokens", tokens), ("--length", options.length)):
-        if value < 1:
-            raise CulnigError(f"{name} is {value}; give at least 1")
-    if options.threads is not None and options.threads < 1:
-        raise CulnigError(f"--threads is {options.threads}; give at least 1")
-    if tokens < options.length:
-        raise CulnigError(
-            f"--tokens {tokens} holds no sample of --length {options.length}; raise one or lower the other"
-        )
+    check_numbers(options, tokens)
 
 
 def _points(sweep: str | None, shape: str, tokens: int, device: torch.device) -> list[tuple[str, int]]:

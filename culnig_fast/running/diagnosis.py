@@ -108,7 +108,7 @@ class _Watcher(Attributor):
                     return f"the {what} of neuron {column} of {module} is {value}"
         return ""
 
-    def _score(
+    def _on_tap(
         self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None
     ) -> None:
         for what, tensor in (("activation", act), ("gradient", grad)):

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from culnig_fast.architecture import SiteLocation
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import Batch
 from culnig_fast.errors import CulnigError
@@ -60,7 +59,8 @@ class StreamedAttributor(Attributor):
         self.streamed = streamed
         self._parts: dict[int, LayerParts] = {}
         self._tried = False
-        self._layer_scoring = self._fused_scoring()
+        self._layer_scoring = self._scorer.fused(self.locations)
+        self._totals.device = streamed.device
 
     def __enter__(self) -> StreamedAttributor:
         if self._head is not None:
@@ -180,18 +180,12 @@ class StreamedAttributor(Attributor):
         self.fusion.last_position = False  # nothing is in the model between layers
 
     def _begin(self, batch: Batch, keep: torch.Tensor | None = None) -> None:
-        self._lengths, self._positions, self._keep = batch.lengths, batch.input_ids.shape[1], keep
+        self._scorer.begin(batch.lengths, batch.input_ids.shape[1], keep)
 
     def _logits(self, state: torch.Tensor, batch: Batch) -> torch.Tensor:
         assert self._head is not None
         logits: torch.Tensor = self.streamed.surroundings.after(state, batch.input_ids, batch.lengths, self._head)
         return logits
-
-    def _totals_of(self, location: SiteLocation, device: torch.device | None = None) -> torch.Tensor:
-        if location.site not in self._totals:
-            shape = (self.n_groups, location.site.width)
-            self._totals[location.site] = torch.zeros(shape, dtype=torch.float64, device=self.streamed.device)
-        return self._totals[location.site]
 
     @contextlib.contextmanager
     def _resident(self, index: int) -> Iterator[Run]:
@@ -205,7 +199,7 @@ class StreamedAttributor(Attributor):
         stand_in = self._fused_layer(index, stack)
         if stand_in is None:
             on_taps = [location for location in self.locations if location.site.layer_idx == index]
-            for handle in attach_taps(on_taps, self._score):
+            for handle in attach_taps(on_taps, self._on_tap):
                 stack.callback(handle.remove)
         called: Callable[..., Any] = layer if stand_in is None else stand_in
 

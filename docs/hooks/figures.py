@@ -97,6 +97,45 @@ def _attribution(value: Any) -> Table:
     return _columns(value["rows"], wanted)
 
 
+def _peers(value: Any) -> Table:
+    wanted = {
+        "shape": "shape",
+        "method": "method",
+        "library": "library",
+        "lines": "lines of user code",
+        "median_seconds": "seconds",
+        "time_over_bare": "time ÷ bare pass",
+        "peak_mb": "peak MB",
+        "memory_over_bare": "peak memory ÷ bare",
+        "note": "note",
+    }
+    return _columns(value["rows"], wanted)
+
+
+def _streaming(value: Any) -> Table:
+    weights = value["weights_bytes"] / 1e9
+    rows = [{**row, "weights": weights, "peak": row["peak_bytes"] / 1e9} for row in value["rows"]]
+    wanted = {
+        "method": "method",
+        "weights": "GB of weights",
+        "least_seconds": "seconds",
+        "time_over_recomputed": "time ÷ in memory, recomputed",
+        "peak": "peak resident GB",
+        "peak_over_weights": "peak ÷ weights",
+        "error": "largest difference",
+    }
+    return _columns(rows, wanted)
+
+
+def _faults(value: Any) -> Table:
+    """Every part's facts; of a list how long it is."""
+    rows = []
+    for part, facts in value["parts"].items():
+        for name, one in facts.items():
+            rows.append([part, name.replace("_", " "), len(one) if isinstance(one, (list, dict)) else one])
+    return ["part", "what", "value"], rows
+
+
 def _selection(value: Any) -> Table:
     largest = max(row["neurons"] for row in value["rows"])
     rows = [{**row, "ms": 1e3 * row["seconds"]} for row in value["rows"] if row["neurons"] in (largest, 3_200_000)]
@@ -137,10 +176,15 @@ KNOWN: dict[str, tuple[str, Callable[[Any], Table]]] = {
     "attribution_fused": ("Scoring, with fused layers", _attribution),
     "attribution_tiny": ("Scoring, beside other ways", _attribution),
     "demo": ("The embedded model's run", _demo),
+    "faults_kills": ("A run that is killed again and again", _faults),
     "finetune": ("Fine-tuning of chosen modules", _finetuning),
     "meaning": ("Scores against brute force", _flat),
+    "peers": ("Scoring, beside other libraries", _peers),
     "real_chain": ("Every stage on files of full size, random weights", _chain),
     "selection": ("Selection", _selection),
+    "streaming": ("A checkpoint on disk, a layer at a time", _streaming),
+    "streaming_memory": ("A checkpoint on disk: least memory", _streaming),
+    "streaming_time": ("A checkpoint on disk: least time", _streaming),
 }
 """Title and table of the files that have their own; any other file is shown row by row."""
 

@@ -51,7 +51,7 @@ def write_checkpoint(folder: Path, hidden: int, layers: int, vocabulary: int) ->
         save_file(tensors, folder / file, metadata={"format": "pt"})
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    _tokenizer(vocabulary).save_pretrained(folder)
+    word_tokenizer(vocabulary).save_pretrained(folder)
     return total
 
 
@@ -66,7 +66,8 @@ def make_questions(tokens: int, length: int, vocabulary: int) -> list[Question]:
     return questions
 
 
-def _tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
+def word_tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
+    """The labels and as many further words as `vocabulary` leaves."""
     words = [*LABELS, *(f"w{number}" for number in range(len(LABELS), vocabulary))]
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[-1]))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

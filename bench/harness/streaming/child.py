@@ -28,13 +28,14 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     from culnig_fast.attribution import attribute
     from culnig_fast.models import load_model, load_tokenizer
     from culnig_fast.streaming.attribution import attribute_streamed
+    from harness.memory import resident
     from harness.streaming.checkpoint import make_questions
 
     torch.set_num_threads(job["threads"])
     questions = make_questions(job["tokens"], job["length"], job["vocabulary"])
     options = {"batch_tokens": job["batch_tokens"], "path": job["path"], "progress": False}
     tokenizer = load_tokenizer(job["folder"])
-    before = _resident("VmHWM")
+    before = resident("VmHWM")
     if job["stream_tokens"] is None:
         model, _ = load_model(job["folder"], device="cpu")
         start = time.perf_counter()
@@ -48,18 +49,10 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     np.save(job["out"], table.totals)
     return {
         "seconds": seconds,
-        "peak_bytes": _resident("VmHWM"),
+        "peak_bytes": resident("VmHWM"),
         "bytes_before": before,
         "fusion": table.metadata["fusion"],
     }
-
-
-def _resident(name: str) -> int:
-    """The kernel's own count: VmHWM is the most that was ever resident."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {name}")
 
 
 if __name__ == "__main__":

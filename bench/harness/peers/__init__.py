@@ -1,0 +1,1 @@
+"""Other libraries and ours on the same neurons, each as its user would write it."""
