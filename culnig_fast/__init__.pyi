@@ -8,6 +8,7 @@ from culnig_fast.architecture import discover as discover
 from culnig_fast.attribution import attribute as attribute
 from culnig_fast.attributor import Attributor as Attributor
 from culnig_fast.baselines.ablation import ablate as ablate
+from culnig_fast.baselines.ablation import agreement as agreement
 from culnig_fast.baselines.activations import ActivationTable as ActivationTable
 from culnig_fast.baselines.activations import count_activations as count_activations
 from culnig_fast.baselines.entropy import select_by_entropy as select_by_entropy
@@ -34,7 +35,14 @@ from culnig_fast.masking import bake as bake
 from culnig_fast.masking import enhance as enhance
 from culnig_fast.masking import scaled as scaled
 from culnig_fast.masking import suppress as suppress
+from culnig_fast.modules.ablator import ModuleAblator as ModuleAblator
 from culnig_fast.modules.attributor import ModuleAttributor as ModuleAttributor
+from culnig_fast.modules.columns import replaced_columns as replaced_columns
+from culnig_fast.modules.columns import scaled_columns as scaled_columns
+from culnig_fast.modules.integrator import ModuleIntegrator as ModuleIntegrator
+from culnig_fast.modules.means import ColumnMeans as ColumnMeans
+from culnig_fast.modules.neurons import ModuleNeurons as ModuleNeurons
+from culnig_fast.modules.scores import ModuleScores as ModuleScores
 from culnig_fast.modules.sites import ModuleLayout as ModuleLayout
 from culnig_fast.modules.sites import ModuleSite as ModuleSite
 from culnig_fast.neuron_sets import NeuronSet as NeuronSet

@@ -174,6 +174,22 @@ def parse_json(text: str, problem: str, remedy: str = "was it altered?", **optio
     return value
 
 
+def json_text(value: Any, what: str) -> str:
+    """A value as JSON with sorted keys; CulnigError, which begins with `what`, for one that JSON cannot hold."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise CulnigError(f"{what} cannot be written as JSON ({error}); use texts, finite numbers and lists") from error
+    return text
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value that JSON can hold, whatever the order of its keys; what files carry as `content`."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """An empty file beside `path`, gone after the block unless it was renamed; CulnigError when it cannot be made."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 NAMES = ("module_name", "layer_idx", "neuron_idx")
 SCORE = "attribute_score"
+CATEGORIES: Mapping[str, Sequence[str]] = {NAMES[0]: MODULE_NAMES}
+"""Columns that hold numbers of names, and the names."""
+
 FACTS = b"culnig_fast"
 """Key of an Arrow table's metadata that holds what a frame has in `attrs`, as JSON."""
 
@@ -50,24 +53,30 @@ def set_columns(neurons: NeuronSet) -> tuple[dict[str, np.ndarray], dict[str, An
     return dict(zip((*NAMES, SCORE), columns, strict=True)), {"info": neurons.info}
 
 
-def to_pandas(columns: dict[str, np.ndarray], facts: dict[str, Any]) -> Any:
-    """A frame with `module_name` as a categorical and the facts in `attrs`."""
+def to_pandas(
+    columns: dict[str, np.ndarray], facts: dict[str, Any], categories: Mapping[str, Sequence[str]] = CATEGORIES
+) -> Any:
+    """A frame with names as categoricals and the facts in `attrs`."""
     import pandas
 
-    codes = columns[NAMES[0]]
-    names = pandas.Categorical.from_codes(codes, categories=list(MODULE_NAMES))
-    frame = pandas.DataFrame({**columns, NAMES[0]: names})
+    named = {
+        name: pandas.Categorical.from_codes(columns[name], categories=list(names)) for name, names in categories.items()
+    }
+    frame = pandas.DataFrame({**columns, **named})
     frame.attrs.update(facts)
     return frame
 
 
-def to_arrow(columns: dict[str, np.ndarray], facts: dict[str, Any]) -> Any:
-    """A table with `module_name` as a dictionary column and the facts as JSON in its metadata."""
+def to_arrow(
+    columns: dict[str, np.ndarray], facts: dict[str, Any], categories: Mapping[str, Sequence[str]] = CATEGORIES
+) -> Any:
+    """A table with names as dictionary columns and the facts as JSON in its metadata."""
     import pyarrow
 
-    names = pyarrow.DictionaryArray.from_arrays(pyarrow.array(columns[NAMES[0]]), list(MODULE_NAMES))
-    arrays = [names, *(pyarrow.array(column) for name, column in columns.items() if name != NAMES[0])]
-    table = pyarrow.Table.from_arrays(arrays, names=list(columns))
+    arrays = {name: pyarrow.array(column) for name, column in columns.items()}
+    for name, names in categories.items():
+        arrays[name] = pyarrow.DictionaryArray.from_arrays(arrays[name], pyarrow.array(names, pyarrow.string()))
+    table = pyarrow.Table.from_arrays(list(arrays.values()), names=list(arrays))
     return table.replace_schema_metadata({FACTS: json.dumps(facts, ensure_ascii=False)})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,24 +15,33 @@ from transformers.pytorch_utils import Conv1D
 from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
 from culnig_fast.mixtures.experts import Change
+from culnig_fast.modules.columns import scaled_columns
+from culnig_fast.modules.neurons import ModuleNeurons
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.probe import linear_shape
 from culnig_fast.quantised import device_of, why_not_plain
+from culnig_fast.tap import hook_tensor
 from culnig_fast.wrappers import decoder_of
 
 
 @contextlib.contextmanager
-def scaled(model: Any, neurons: NeuronSet, factor: float) -> Iterator[Any]:
+def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Iterator[Any]:
     """Multiply the neurons' outputs by `factor` at every position inside the block; yields the model.
 
     Args:
-        model: a Hugging Face decoder, or the `Architecture` found in it.
-        neurons: any set; its neurons are checked against the model before anything is hooked.
+        model: a Hugging Face decoder, or the `Architecture` found in it; any module, with `ModuleNeurons`.
+        neurons: any set; its neurons are checked against the model before anything is hooked, but columns of
+            `ModuleNeurons`, whose number is known when the model runs.
         factor: 0 suppresses, 2 enhances.
 
     Raises:
         CulnigError: the model has no such module, layer or column, or its structure cannot be resolved.
     """
+    if isinstance(neurons, ModuleNeurons):
+        given = model.model if isinstance(model, Architecture) else model
+        with scaled_columns(given, neurons, factor) as same:
+            yield same
+        return
     architecture = _architecture(model)
     with contextlib.ExitStack() as stack:
         for location, columns in _columns_by_site(architecture, neurons):
@@ -42,24 +52,17 @@ def scaled(model: Any, neurons: NeuronSet, factor: float) -> Iterator[Any]:
                 stack.callback(handle.remove)
                 continue
             scale = _scale(location, columns, factor)
-            if location.tensor == "output":
-                handle = location.module.register_forward_hook(
-                    lambda module, args, output, scale=scale: output * scale.to(output)
-                )
-            else:
-                handle = location.module.register_forward_pre_hook(
-                    lambda module, args, scale=scale: (args[0] * scale.to(args[0]), *args[1:])
-                )
+            handle = hook_tensor(location.module, location.tensor, partial(_multiplied, scale))
             stack.callback(handle.remove)
         yield architecture.model
 
 
-def suppress(model: Any, neurons: NeuronSet) -> contextlib.AbstractContextManager[Any]:
+def suppress(model: Any, neurons: NeuronSet | ModuleNeurons) -> contextlib.AbstractContextManager[Any]:
     """Neurons are 0 inside the block; arguments and errors as for `scaled`."""
     return scaled(model, neurons, 0.0)
 
 
-def enhance(model: Any, neurons: NeuronSet) -> contextlib.AbstractContextManager[Any]:
+def enhance(model: Any, neurons: NeuronSet | ModuleNeurons) -> contextlib.AbstractContextManager[Any]:
     """Neurons are doubled inside the block; arguments and errors as for `scaled`."""
     return scaled(model, neurons, 2.0)
 
@@ -83,6 +86,9 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
     Raises:
         CulnigError: as `scaled`; or weights that are quantised or shared between modules.
     """
+    given: Any = neurons
+    if isinstance(given, ModuleNeurons):
+        raise CulnigError("bake writes a NeuronSet into a decoder; change ModuleNeurons by suppress() or scaled()")
     model = decoder_of(model)
     edits = _columns_by_site(discover(model), neurons)
     shared = _shared_parameters(model)
@@ -143,6 +149,10 @@ def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.T
     scale = torch.ones(width, device=device)
     scale[torch.tensor(columns, device=device) + location.columns.start] = factor
     return scale
+
+
+def _multiplied(scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return value * scale.to(value)
 
 
 def _weights(location: SiteLocation) -> list[nn.Parameter]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import read_json, write_json
-from culnig_fast.neurons import EXPERT_MODULES, MODULE_RANK, NeuronLayout, check_module_names, whole
+from culnig_fast.files import json_digest, read_json, write_json
+from culnig_fast.neurons import EXPERT_MODULES, MODULE_RANK, NeuronLayout, check_module_names, finite, whole
 
 
 class Neuron(NamedTuple):
@@ -107,7 +104,7 @@ class NeuronSet:
         """Write the published program's JSON (`top_neurons`), our facts beside it under `info`; atomic."""
         neurons = [neuron._asdict() for neuron in self]
         written = {"info": self.info, "top_neurons": neurons}
-        write_json(path, {**written, "content": _digest(written)}, overwrite)
+        write_json(path, {**written, "content": json_digest(written)}, overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSet:
@@ -124,7 +121,7 @@ class NeuronSet:
         info = value.get("info", {})
         if not isinstance(info, dict):
             raise CulnigError(f"{path}: `info` is no object; write the set anew with `select`")
-        if "content" in value and value["content"] != _digest({"info": info, "top_neurons": entries}):
+        if "content" in value and value["content"] != json_digest({"info": info, "top_neurons": entries}):
             raise CulnigError(
                 f"{path} was altered after it was written (its content hash differs); restore it, or delete the entry "
                 "`content` if the change is meant"
@@ -136,7 +133,7 @@ class NeuronSet:
                     str(entry["module_name"]),
                     whole(entry["layer_idx"]),
                     whole(entry["neuron_idx"]),
-                    _finite(entry.get("attribute_score", 0.0)),
+                    finite(entry.get("attribute_score", 0.0)),
                 )
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise CulnigError(
@@ -214,14 +211,3 @@ def _first_repeat(names: Sequence[str], layers: np.ndarray, columns: np.ndarray)
             return position
         seen.add(key)
     return None
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not math.isfinite(number := float(value)):
-        raise ValueError(f"{value!r:.40} is no finite number")
-    return number

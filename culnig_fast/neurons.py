@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,6 +217,13 @@ def whole(value: Any) -> int:
     if isinstance(value, bool) or int(value) != value:
         raise ValueError(f"{value!r} is not a whole number")
     return int(value)
+
+
+def finite(value: Any) -> float:
+    """A finite number as such; ValueError for anything else."""
+    if isinstance(value, bool) or not math.isfinite(number := float(value)):
+        raise ValueError(f"{value!r:.40} is no finite number")
+    return number
 
 
 def _first_outside(flat: np.ndarray, size: int) -> int:

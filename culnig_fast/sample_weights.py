@@ -58,6 +58,12 @@ class SampleWeights:
             clamp_below_zero,
         )
 
+    def counts(self, n_groups: int) -> torch.Tensor:
+        """How many samples each row of the totals gained, float64 [n_groups]; waits for no device."""
+        if self.group.dim() == 2:
+            return self.group.sum(0)
+        return (self.group[:, None] == torch.arange(n_groups, device=self.group.device)).sum(0).double()
+
     def add(self, scores: torch.Tensor, totals: torch.Tensor, ops: Operations) -> None:
         """totals [G, K] float64, in place, gain weight · scores [S, K], on whatever device they are."""
         weight, group = self.weight.to(scores.device), self.group.to(scores.device)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
 
+from culnig_fast.errors import CulnigError
 from culnig_fast.mixtures.experts import Change, Routing
 
 
@@ -88,6 +90,41 @@ def was_overwritten(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and "_Tap" in str(error) and "inplace" in str(error)
 
 
+def hook_tensor(module: nn.Module, side: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Hook a module so that what it puts out (`side` "output") or takes in ("input") goes through `change`.
+
+    Of a tuple that is the first entry, of a call by keywords alone the first one.
+
+    Returns:
+        the hook's handle; remove it to undo.
+
+    Raises:
+        CulnigError: when the module runs, for something that is no tensor.
+    """
+
+    def changed(value: Any) -> torch.Tensor:
+        if not isinstance(value, torch.Tensor):
+            verb = "puts out" if side == "output" else "takes in"
+            raise CulnigError(
+                f"a {type(module).__name__} {verb} a {type(value).__name__} first, not a tensor; name a module inside "
+                "it, or the other side"
+            )
+        return change(value)
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        return (changed(output[0]), *output[1:]) if isinstance(output, tuple) else changed(output)
+
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (changed(args[0]), *args[1:]), kwargs
+        first = next(iter(kwargs), "nothing")
+        return args, {**kwargs, first: changed(kwargs.get(first))}
+
+    if side == "output":
+        return module.register_forward_hook(after)
+    return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
 def attach_taps(
     locations: Sequence[L],
     score: Callable[[L, torch.Tensor, torch.Tensor], None],
@@ -97,7 +134,7 @@ def attach_taps(
 ) -> list[Any]:
     """Hook a tap on every module that holds one of the locations; those of one tensor share one.
 
-    A module that returns a tuple is tapped at its first entry; one that is called by keywords alone, at the first.
+    Which tensor of a module's is meant, see `hook_tensor`.
 
     Args:
         locations: where.
@@ -115,31 +152,16 @@ def attach_taps(
             continue
         (outputs if location.tensor == "output" else inputs).setdefault(location.module, []).append(location)
 
-    def tap(activation: torch.Tensor, sites: Sequence[L]) -> torch.Tensor:
+    def tap(sites: Sequence[L], activation: torch.Tensor) -> torch.Tensor:
         def show(activation: torch.Tensor, grad: torch.Tensor) -> None:
             for site in sites:
                 score(site, activation[..., site.columns], grad[..., site.columns])
 
         return tapped(activation, show, anchor=anchor, copied=copied)
 
-    def after(sites: Sequence[L]) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            return (tap(output[0], sites), *output[1:]) if isinstance(output, tuple) else tap(output, sites)
-
-        return hook
-
-    def before(sites: Sequence[L]) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (tap(args[0], sites), *args[1:]), kwargs
-            first = next(iter(kwargs))
-            return args, {**kwargs, first: tap(kwargs[first], sites)}
-
-        return hook
-
     handles = _attach_expert_taps(routed, score)
-    handles += [module.register_forward_hook(after(sites)) for module, sites in outputs.items()]
-    handles += [module.register_forward_pre_hook(before(sites), with_kwargs=True) for module, sites in inputs.items()]
+    for side, found in (("output", outputs), ("input", inputs)):
+        handles += [hook_tensor(module, side, partial(tap, sites)) for module, sites in found.items()]
     return handles
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from culnig_fast.architecture import SiteLocation
+from culnig_fast.tap import hook_tensor
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 """Takes the whole tensor of a projection, [rows, T, columns], and gives what stands in its place."""
@@ -51,10 +51,7 @@ def replaced(module: nn.Module, tensor: str, change: Change, rows: int) -> Itera
     def changed(value: torch.Tensor) -> torch.Tensor:
         return change(_by_row(value, rows)).view(value.shape)
 
-    if tensor == "output":
-        handle: Any = module.register_forward_hook(lambda module, args, output: changed(output))
-    else:
-        handle = module.register_forward_pre_hook(lambda module, args: (changed(args[0]), *args[1:]))
+    handle = hook_tensor(module, tensor, changed)
     try:
         yield
     finally:

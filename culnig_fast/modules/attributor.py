@@ -15,7 +15,9 @@ from culnig_fast import backend as backends
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import evaluation_mode, frozen_parameters
 from culnig_fast.modules.reduction import BatchPositions, checked_batch, reduced
+from culnig_fast.modules.scores import ModuleScores
 from culnig_fast.modules.sites import ModuleLayout, ModuleSite, SiteLike, resolve_sites
+from culnig_fast.modules.totals import Found, GroupTotals, checked_objective, joined
 from culnig_fast.positions import check_reduction
 from culnig_fast.sample_weights import SampleWeights
 from culnig_fast.tap import attach_taps, was_overwritten
@@ -55,7 +57,8 @@ class ModuleAttributor:
         n_groups: rows of `totals`.
         reduction: over positions: `max`, `sum`, `mean`, `absmax` (the largest absolute value, as such) or `last`.
         backend: see `backend.resolve`.
-        watch: (path, column) or (path, column, side) of neurons of which each sample's own score is kept, in `scores`.
+        watch: (path, column) or (path, column, side) of neurons of which each sample's own score is kept, in `scores`;
+            or a `ModuleNeurons` set.
         copied: hand copies of the tapped tensors on, for models that overwrite them (`inplace=True`); None looks
             for modules that say so, and misses functions that do.
         modules: other names for the model's modules, which `sites` then use; None means `named_modules()`.
@@ -72,25 +75,22 @@ class ModuleAttributor:
         n_groups: int = 1,
         reduction: str = "max",
         backend: str = "auto",
-        watch: Sequence[tuple[Any, ...]] = (),
+        watch: Iterable[tuple[Any, ...]] = (),
         copied: bool | None = None,
         modules: Mapping[str, nn.Module] | None = None,
     ) -> None:
         check_reduction(reduction)
-        if n_groups < 1:
-            raise CulnigError(f"n_groups is {n_groups}; an attribution needs at least one group")
         self.model, self.n_groups, self.reduction = unwrapped(model), n_groups, reduction
         resolved = resolve_sites(self.model, sites, modules)
         self._places = [_Place(number, site, module) for number, (site, module) in enumerate(resolved)]
-        self._watch = [tuple(one) for one in watch]
+        self._watch = [tuple(one)[:3] for one in watch]
         self._copied = overwrites(self.model) if copied is None else copied
         self._ops = backends.resolve(backend)
+        self._sums = GroupTotals([site for site, _ in resolved], n_groups, self._ops)
         self._anchor = torch.zeros((), requires_grad=True)
         self._stack: contextlib.ExitStack | None = None
         self._batch: BatchPositions | None = None
         self._found: dict[int, tuple[torch.Tensor, int]] = {}
-        self._layout: ModuleLayout | None = None
-        self._totals: list[torch.Tensor] = []
         self.scores: torch.Tensor | None = None
 
     def __enter__(self) -> ModuleAttributor:
@@ -148,9 +148,7 @@ class ModuleAttributor:
         """
         if self._stack is None:
             raise CulnigError("use the attributor inside its `with` block")
-        if objective.dim() != 1 or not len(objective):
-            raise CulnigError(f"objective must be [batch], a scalar a sample, not {list(objective.shape)}")
-        if not objective.requires_grad:
+        if not checked_objective(objective).requires_grad:
             raise CulnigError(
                 "the objective depends on no site; run the model inside the block with gradients enabled, and check "
                 "that the sites lie on the way to it"
@@ -168,24 +166,35 @@ class ModuleAttributor:
     @property
     def layout(self) -> ModuleLayout:
         """Which column of `totals` is which neuron; known after the first batch, CulnigError before."""
-        if self._layout is None:
-            raise CulnigError("widths of the sites are known after the first batch; run one")
-        return self._layout
+        return self._sums.layout
 
     @property
     def totals(self) -> torch.Tensor:
         """float64 [n_groups, neurons] sums so far, on the device of the first site; CulnigError before any."""
-        _ = self.layout
-        return torch.cat([part.to(self._totals[0].device) for part in self._totals], dim=1)
+        return self._sums.whole
 
     def by_path(self) -> dict[str, torch.Tensor]:
         """Path → float64 [n_groups, columns] sums so far, views on the devices of the sites; CulnigError before any.
 
         A path that is scored in several parts, or in and out, stands with them in brackets.
         """
-        paths = [site.path for site in self.layout.sites]
-        names = [str(site) if paths.count(site.path) > 1 else site.path for site in self.layout.sites]
-        return dict(zip(names, self._totals, strict=True))
+        return self._sums.by_path()
+
+    def table(
+        self, groups: Sequence[str] | None = None, *, objective: str = "", metadata: dict[str, Any] | None = None
+    ) -> ModuleScores:
+        """The sums so far as a table that has a file, frames and choices of neurons; a copy, on the CPU.
+
+        Args:
+            groups: names of the rows; None means `all`, or `0`, `1`, … of several.
+            objective: what was scored, in your words.
+            metadata: JSON-ready facts to go along.
+
+        Raises:
+            CulnigError: no batch was scored yet, or the names are not as many as the groups.
+        """
+        facts = {"score": "activation x gradient", "model_class": type(self.model).__name__, **(metadata or {})}
+        return self._sums.table(groups, objective, self.reduction, facts)
 
     def _score(self, place: _Place, act: torch.Tensor, grad: torch.Tensor) -> None:
         """Reduce what a tap saw."""
@@ -205,24 +214,12 @@ class ModuleAttributor:
             )
         return [self._found[place.number] for place in self._places]
 
-    def _add(self, found: Sequence[tuple[torch.Tensor, int]], weights: SampleWeights, dtype: torch.dtype) -> None:
-        layout = ModuleLayout([place.site for place in self._places], [width for _, width in found])
-        if self._layout is not None and layout != self._layout:
-            raise CulnigError(f"the sites changed their width: {self._layout!r} before, {layout!r} now")
-        parts = [scores for scores, _ in found]
+    def _add(self, found: Found, weights: SampleWeights, dtype: torch.dtype) -> None:
+        layout = self._sums.layout_of(found)
         watched = [layout.flat(*one) for one in self._watch]
         if watched:
-            whole = torch.cat([part.to(parts[0].device) for part in parts], dim=1)
-            self.scores = whole[:, watched].to(dtype)
-        if self._layout is None:
-            self._layout = layout
-            shapes = [(self.n_groups, part.shape[1]) for part in parts]
-            self._totals = [
-                torch.zeros(shape, dtype=torch.float64, device=part.device)
-                for shape, part in zip(shapes, parts, strict=True)
-            ]
-        for part, totals in zip(parts, self._totals, strict=True):
-            weights.add(part, totals, self._ops)
+            self.scores = joined([scores for scores, _ in found])[:, watched].to(dtype)
+        self._sums.add(found, weights)
 
 
 def overwrites(model: nn.Module) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from culnig_kernels.reference.scores import counted_positions
 
 from culnig_fast.backend import Operations
 from culnig_fast.errors import CulnigError
-from culnig_fast.modules.sites import ModuleSite
+from culnig_fast.modules.sites import ModuleSite, neurons_last
 from culnig_fast.positions import counted
 
 
@@ -60,10 +61,23 @@ def reduced(
     Raises:
         CulnigError: the tensor does not hold the batch's samples, or its positions are not those of lengths or mask.
     """
-    act, grad = (_rows(site, tensor, batch)[..., site.columns] for tensor in (act, grad))
-    samples, rows = act.shape[:2]
-    lengths = torch.full((samples,), rows)
-    keep = None
+    act, grad = (_by_sample(site, neurons_last(site, tensor), batch)[..., site.columns] for tensor in (act, grad))
+    lengths, keep = _that_count(site, act, batch)
+    return ops.actgrad_reduce(act, grad, lengths, reduction, keep=keep)
+
+
+def counted_rows(site: ModuleSite, last: torch.Tensor, batch: BatchPositions) -> torch.Tensor:
+    """[rows, K]: the rows of a tensor with its neurons last, [..., K], at positions that count; errors as `reduced`."""
+    rows = _by_sample(site, last, batch)
+    return rows[counted_positions(rows, *_that_count(site, rows, batch))]
+
+
+def _that_count(
+    site: ModuleSite, by_sample: torch.Tensor, batch: BatchPositions
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """int64 [S] lengths and bool [S, T] mask, or None, for [S, T, K]; all of a site of one position a sample."""
+    samples, rows = by_sample.shape[:2]
+    lengths, keep = torch.full((samples,), rows), None
     if rows > 1 and (batch.lengths is not None or batch.keep is not None):
         if batch.keep is not None and batch.keep.shape[1] != rows:
             raise CulnigError(
@@ -72,18 +86,12 @@ def reduced(
         lengths = lengths if batch.lengths is None else batch.lengths
         if lengths.device.type == "cpu" and int(lengths.max()) > rows:
             raise CulnigError(f"{site} has {rows} positions a sample, fewer than the length {int(lengths.max())}")
-        keep = None if batch.keep is None else batch.keep.to(act.device)
-    return ops.actgrad_reduce(act, grad, lengths, reduction, keep=keep)
+        keep = None if batch.keep is None else batch.keep.to(by_sample.device)
+    return lengths, keep
 
 
-def _rows(site: ModuleSite, tensor: torch.Tensor, batch: BatchPositions) -> torch.Tensor:
+def _by_sample(site: ModuleSite, tensor: torch.Tensor, batch: BatchPositions) -> torch.Tensor:
     """[batch, positions, K] of [batch, ..., K] or [batch·positions, K]."""
-    if tensor.dim() < 2:
-        raise CulnigError(f"{site} is {list(tensor.shape)}; neurons need [batch, ..., K]")
-    if site.dim is not None:
-        tensor = tensor.movedim(site.dim, -1)
-    elif tensor.dim() > 3:
-        tensor = tensor.flatten(2)
     if tensor.shape[0] != batch.samples:
         if tensor.dim() != 2 or tensor.shape[0] % batch.samples:
             raise CulnigError(

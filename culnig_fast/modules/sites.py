@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.neurons import whole
 from culnig_fast.wrappers import module_of
 
 if TYPE_CHECKING:
@@ -43,8 +47,26 @@ class ModuleSite:
         return f"{self.path or 'the model'}{where}{' (input)' if self.side == 'input' else ''}"
 
 
+SIDES = ("output", "input")
+
 SiteLike = Any
 """A `ModuleSite`, or short for one: a path, the module itself, nnsight's envoy of it, or one of these and columns."""
+
+
+def neurons_last(site: ModuleSite, tensor: torch.Tensor) -> torch.Tensor:
+    """The site's tensor with its neurons in the last dimension; CulnigError for one without [batch, ..., neurons]."""
+    if tensor.dim() < 2:
+        raise CulnigError(f"{site} is {list(tensor.shape)}; neurons need [batch, ..., K]")
+    if site.dim is None:
+        return tensor.flatten(2) if tensor.dim() > 3 else tensor
+    if site.dim >= tensor.dim() or site.dim + tensor.dim() < 1:
+        raise CulnigError(f"{site} is {list(tensor.shape)}; its dimension {site.dim} counts no neurons there")
+    return tensor.movedim(site.dim, -1)
+
+
+def as_it_was(site: ModuleSite, last: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Undo `neurons_last`; `shape` is the tensor's before."""
+    return last.reshape(shape) if site.dim is None else last.movedim(-1, site.dim)
 
 
 def resolve_sites(
@@ -68,8 +90,8 @@ def resolve_sites(
         site = _site(one, modules)
         if site.path not in modules:
             raise CulnigError(f"{type(model).__name__} has no module {site.path!r}{_like(site.path, list(modules))}")
-        if site.side not in ("output", "input"):
-            raise CulnigError(f"site {site}: unknown side {site.side!r}; choose from output, input")
+        if site.side not in SIDES:
+            raise CulnigError(f"site {site}: unknown side {site.side!r}; choose from {', '.join(SIDES)}")
         if not isinstance(site.columns, slice) or site.columns.step not in (None, 1):
             raise CulnigError(f"site {site.path}: columns must be a slice without a step, not {site.columns!r}")
         if site.dim == 0:
@@ -114,16 +136,18 @@ class ModuleLayout:
     """
 
     def __init__(self, sites: Sequence[ModuleSite], widths: Sequence[int]) -> None:
-        self.sites = tuple(sites)
+        self.sites, self.widths = tuple(sites), tuple(widths)
         ranges = [range(*site.columns.indices(width)) for site, width in zip(sites, widths, strict=True)]
-        for number, (site, mine) in enumerate(zip(sites, ranges, strict=True)):
+        for site, mine, width in zip(sites, ranges, widths, strict=True):
             if not mine:
-                raise CulnigError(f"site {site} holds no column; its tensor has {widths[number]}")
-            for other, theirs in zip(sites[:number], ranges[:number], strict=True):
-                if (other.path, other.side) == (site.path, site.side) and (
-                    max(mine.start, theirs.start) < min(mine.stop, theirs.stop)
-                ):
-                    raise CulnigError(f"sites {other} and {site} share columns; name each neuron once")
+                raise CulnigError(f"site {site} holds no column; its tensor has {width}")
+        order = sorted(range(len(sites)), key=lambda n: (sites[n].path, sites[n].side, ranges[n].start))
+        for one, other in pairwise(order):
+            same = (sites[one].path, sites[one].side) == (sites[other].path, sites[other].side)
+            if same and ranges[other].start < ranges[one].stop:
+                raise CulnigError(f"sites {sites[one]} and {sites[other]} share columns; name each neuron once")
+        if sum(map(len, ranges)) >= 2**63:
+            raise CulnigError("the layout's neurons are more than can be counted; the widths cannot be right")
         self._first = np.array([mine.start for mine in ranges], dtype=np.int64)
         self._starts = np.concatenate(([0], np.cumsum([len(mine) for mine in ranges]))).astype(np.int64)
 
@@ -138,13 +162,19 @@ class ModuleLayout:
 
     def locate(self, flat: Any) -> tuple[np.ndarray, np.ndarray]:
         """Module paths (object) and columns (int64), each [n], of flat indices [n]; CulnigError for one outside."""
+        number = self.site_of(flat)
+        paths = np.array([site.path for site in self.sites], dtype=object)
+        flat = np.atleast_1d(np.asarray(flat, dtype=np.int64))
+        return paths[number], flat - self._starts[number] + self._first[number]
+
+    def site_of(self, flat: Any) -> np.ndarray:
+        """The number of the site, int64 [n], of flat indices [n]; CulnigError for one outside."""
         flat = np.atleast_1d(np.asarray(flat, dtype=np.int64))
         outside = flat[(flat < 0) | (flat >= self.size)]
         if outside.size:
             raise CulnigError(f"flat neuron index {outside[0]} is outside 0…{self.size - 1}")
-        number = np.searchsorted(self._starts, flat, side="right") - 1
-        paths = np.array([site.path for site in self.sites], dtype=object)
-        return paths[number], flat - self._starts[number] + self._first[number]
+        number: np.ndarray = np.searchsorted(self._starts, flat, side="right") - 1
+        return number
 
     def flat(self, path: str, column: int, side: str = "output") -> int:
         """Flat index of one neuron; CulnigError when it is not scored."""
@@ -155,11 +185,57 @@ class ModuleLayout:
                 return int(place)
         raise CulnigError(f"column {column} of the {side} of {path!r} is not scored; name it among the sites")
 
+    def by_path(self) -> dict[str, builtins.slice]:
+        """Path → flat indices of each site.
+
+        A path that is scored in several parts, or in and out, stands with them in brackets.
+        """
+        times = Counter(site.path for site in self.sites)
+        names = [str(site) if times[site.path] > 1 else site.path for site in self.sites]
+        return {name: self.slice(number) for number, name in enumerate(names)}
+
+    def difference(self, other: ModuleLayout) -> str | None:
+        """None when both layouts are equal, else one phrase that names the first difference."""
+        for mine, theirs in zip(self._facts(), other._facts(), strict=False):
+            if mine != theirs:
+                return f"{_described(*mine)} in one, {_described(*theirs)} in the other"
+        if len(self.sites) != len(other.sites):
+            return f"{len(self.sites)} sites in one, {len(other.sites)} in the other"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form, which `from_dict` reads back: path, columns, side, dim and width of each site."""
+        return {
+            "sites": [
+                [site.path, [site.columns.start, site.columns.stop], site.side, site.dim, width]
+                for site, width in zip(self.sites, self.widths, strict=True)
+            ]
+        }
+
+    @classmethod
+    def from_dict(cls, value: Any) -> ModuleLayout:
+        """Read what `to_dict` wrote; CulnigError for anything else."""
+        try:
+            sites, widths = [], []
+            for path, (start, stop), side, dim, width in value["sites"]:
+                if not isinstance(path, str) or side not in SIDES or dim == 0 or whole(width) < 1:
+                    raise ValueError(f"{[path, side, dim, width]!r:.100} is no site")
+                sites.append(ModuleSite(path, slice(_end(start), _end(stop)), side, _end(dim)))
+                widths.append(whole(width))
+            return cls(sites, widths)
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            if isinstance(error, CulnigError):
+                raise
+            raise CulnigError(f"the layout is malformed ({error!r:.200}); score again to rewrite the file") from error
+
+    def _facts(self) -> list[tuple[Any, ...]]:
+        return [(*row, site.dim) for row, site in zip(self, self.sites, strict=True)]
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ModuleLayout) and list(self) == list(other)
+        return isinstance(other, ModuleLayout) and self._facts() == other._facts()
 
     def __hash__(self) -> int:
-        return hash(tuple(self))
+        return hash(tuple(self._facts()))
 
     def __iter__(self) -> Any:
         """(path, side, first column, columns) of each site."""
@@ -169,3 +245,11 @@ class ModuleLayout:
 
     def __repr__(self) -> str:
         return f"ModuleLayout({self.size:,} neurons: {', '.join(map(str, self.sites))})"
+
+
+def _end(value: Any) -> int | None:
+    return None if value is None else whole(value)
+
+
+def _described(path: str, side: str, first: int, columns: int, dim: int | None) -> str:
+    return f"columns {first}…{first + columns - 1} of the {side} of {path!r} (dim {dim})"

@@ -15,6 +15,8 @@ from safetensors.numpy import save_file
 from culnig_fast.baselines.activations import ActivationTable
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import parse_json, read_json
+from culnig_fast.modules.scores import ModuleScores
+from culnig_fast.modules.sites import ModuleLayout, ModuleSite
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.running.checkpoint import Checkpoint, Progress
@@ -47,6 +49,11 @@ def write_checkpoint(path: Path) -> None:
     Checkpoint(path, {"model": "m"}).save(Progress(np.ones((2, 7)), np.ones(4), 2048, None, 0))
 
 
+def write_module_scores(path: Path) -> None:
+    layout = ModuleLayout([ModuleSite("conv", dim=1), ModuleSite("fc", slice(1, 4), "input")], [4, 5])
+    ModuleScores(np.arange(14.0).reshape(2, 7), layout, ("a", "b"), np.array([3.0, 0.5]), "log P", "max").save(path)
+
+
 def load_checkpoint(path: Path) -> Any:
     return Checkpoint(path, {"model": "m"}).load()
 
@@ -55,6 +62,7 @@ KINDS = {
     "scores": (write_scores, ScoreTable.load),
     "activations": (write_activations, ActivationTable.load),
     "checkpoint": (write_checkpoint, load_checkpoint),
+    "module scores": (write_module_scores, ModuleScores.load),
 }
 
 

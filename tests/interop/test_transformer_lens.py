@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import families
@@ -107,6 +108,34 @@ def test_wildcards_short_forms_and_columns(bridge: Any) -> None:
     assert (paths[0], columns[0]) == ("blocks.1.attn.hook_v", 4)
     value = reduced(by_caches(bridge, ["blocks.1.attn.hook_v"])["blocks.1.attn.hook_v"], "max")
     torch.testing.assert_close(attributor.scores[:, 0], value[:, 3], rtol=0, atol=1e-5 * float(value.abs().max()))
+
+
+def test_neurons_under_hook_names_are_silenced_as_the_librarys_hooks_silence_them(bridge: Any) -> None:
+    names = ["blocks.0.mlp.hook_post", "blocks.1.attn.hook_v"]
+    with cf.hooked_attributor(bridge, names, reduction="sum") as attributor:
+        attributor.backward(objective(bridge), lengths=LENGTHS)
+    chosen = attributor.table().top(6, absolute=True)
+    assert set(chosen.paths) == set(names)
+    ablator = cf.ModuleAblator(bridge, chosen, modules=bridge.hook_dict, progress=False)
+    effects = torch.from_numpy(ablator.add(objective))
+
+    def silence(tensor: torch.Tensor, hook: Any, column: int) -> torch.Tensor:
+        changed = tensor.clone()
+        changed.flatten(2)[..., column] = 0
+        return changed
+
+    with torch.no_grad():
+        whole = objective(bridge)
+        for place, neuron in enumerate(chosen):
+            hook = (neuron.path, partial(silence, column=neuron.column))
+            with bridge.hooks(fwd_hooks=[hook]):
+                want = whole - objective(bridge)
+            assert want.any()
+            torch.testing.assert_close(effects[:, place].float(), want, rtol=0, atol=1e-6)
+    before = state(bridge)
+    with cf.scaled_columns(bridge, chosen, 0.0, modules=bridge.hook_dict), torch.no_grad():
+        assert not torch.equal(objective(bridge), whole)
+    assert state(bridge) == before
 
 
 def test_hooks_of_the_caller_stay_and_come_first(bridge: Any) -> None:

@@ -277,7 +277,7 @@ def test_no_product_is_kept() -> None:
     with cf.ModuleAttributor(model, ["inner", "outer"]) as attributor:
         out = model(x)
         attributor.backward(out[:, 1])
-        kept = [value.numel() for value in (*attributor._totals, attributor.totals)]
+        kept = [value.numel() for value in (*attributor._sums.parts, attributor.totals)]
     assert kept == [6, 3, 9]
     assert attributor._found == {}
 

@@ -78,6 +78,31 @@ def neuron_set() -> Any:
     return NeuronSet.from_flat(layout(), [3, 20, 40], [0.5, 0.25, 0.125], {"method": "general", "share": 0.01})
 
 
+def module_scores() -> Any:
+    """A small table of two groups at sites of every kind."""
+    from culnig_fast.modules.scores import ModuleScores
+    from culnig_fast.modules.sites import ModuleLayout, ModuleSite
+
+    sites = [ModuleSite("conv", dim=1), ModuleSite("fc", slice(-3, None), "input"), ModuleSite("heads", dim=None)]
+    totals = np.random.default_rng(0).standard_normal((2, 9))
+    made = ModuleLayout(sites, [2, 5, 4])
+    return ModuleScores(totals, made, ("a", "b"), np.array([2.0, 1.5]), "log P", "max", {"task": "x"})
+
+
+def _load_module_scores(path: Path) -> Any:
+    from culnig_fast.modules.scores import ModuleScores
+
+    table = ModuleScores.load(path)
+    return repr(table), table.by_path(), table.top(2), table.merge(table).to_pandas()
+
+
+def _load_module_neurons(path: Path) -> Any:
+    from culnig_fast.modules.neurons import ModuleNeurons
+
+    read = ModuleNeurons.load(path)
+    return read.flat(module_scores().layout), read.to_pandas(), hash(read)
+
+
 def _write_checkpoint(folder: Path) -> None:
     from culnig_fast.running.checkpoint import Checkpoint, Progress
 
@@ -218,12 +243,10 @@ def _score_file(kind: str) -> Reader:
     return Reader(f"score file, {kind}", write, read)
 
 
-def _table_reader(name: str, table: Callable[[], Any], load: Callable[[Path], Any]) -> Reader:
-    return Reader(
-        name,
-        lambda folder: table().save(folder / "x.safetensors", overwrite=True),
-        lambda folder: load(folder / "x.safetensors"),
-    )
+def _table_reader(
+    name: str, table: Callable[[], Any], load: Callable[[Path], Any], file: str = "x.safetensors"
+) -> Reader:
+    return Reader(name, lambda folder: table().save(folder / file, overwrite=True), lambda folder: load(folder / file))
 
 
 def _load_scores(path: Path) -> Any:
@@ -281,6 +304,8 @@ def file_readers() -> tuple[Reader, ...]:
         _table_reader("score table", score_table, _load_scores),
         _table_reader("activation counters", activation_table, _load_activations),
         _table_reader("instances", instance_table, _load_instances),
+        _table_reader("module scores", module_scores, _load_module_scores),
+        _table_reader("module neurons", lambda: module_scores().top(3), _load_module_neurons, "x.json"),
         Reader("checkpoint", _write_checkpoint, _read_checkpoint),
         Reader("neuron set", lambda folder: neuron_set().save(folder / "x.json", overwrite=True), _read_set),
         Reader("results", _write_evaluation, _read_evaluation),

@@ -32,10 +32,22 @@ def select(totals: torch.Tensor, layout: cf.NeuronLayout, count: int) -> cf.Neur
     return cf.NeuronSet.from_flat(layout, best.indices, best.values, {"chosen_for": "agreement"})
 
 
+def foretold(model: Any, data: Sentences, totals: torch.Tensor, neurons: cf.NeuronSet, layout: cf.NeuronLayout) -> Any:
+    """How well the neurons' scores foretell what silencing each by itself costs: rank correlation and the like."""
+    ablator = cf.ModuleAblator(model, cf.ModuleNeurons.of_decoder(model, neurons), progress=False)
+    ablator.add(lambda m: preference(last_logits(m, data), data.plural))
+    return cf.agreement(totals.sum(0)[neurons.flat(layout)].numpy(), ablator.effects[0], top=len(neurons) // 4)
+
+
+def last_logits(model: Any, data: Sentences) -> torch.Tensor:
+    """Where the verb comes, [n, words]."""
+    return model(input_ids=data.input_ids).logits[torch.arange(len(data.lengths)), data.lengths - 1]
+
+
 @torch.no_grad()
 def answers(model: Any, data: Sentences) -> tuple[np.ndarray, np.ndarray]:
     """bool [n] each: whether the verb would agree, and whether a verb of any number or a preposition comes at all."""
-    logits = model(input_ids=data.input_ids).logits[torch.arange(len(data.lengths)), data.lengths - 1]
+    logits = last_logits(model, data)
     word = logits.argmax(-1)
     continues = torch.isin(word, VERB_FORMS) | ((word >= 3) & (word < 6))
     return (preference(logits, data.plural) > 0).numpy(), continues.numpy()

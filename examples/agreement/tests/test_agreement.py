@@ -11,7 +11,7 @@ import pytest
 import torch
 from agreement import training
 from agreement.language import VERB_FORMS, WORDS, sentences
-from agreement.neurons import answers, preference, report, score, select
+from agreement.neurons import answers, foretold, last_logits, preference, report, score, select
 
 import culnig_fast as cf
 
@@ -51,6 +51,25 @@ def test_scores_are_the_first_order_effect_of_zeroing_a_neuron(model: Any) -> No
         assert (moved[0] - moved[1]) / 0.02 == pytest.approx(float(totals[:, place].sum()), rel=5e-3)
 
 
+def test_scores_foretell_what_silencing_one_neuron_costs(model: Any) -> None:
+    """Brute force through the same names: one neuron at a time is what a `cf.suppress` of it alone does."""
+    data = sentences(40, seed=5)
+    totals, layout = score(model, data)
+    best = totals.sum(0).topk(16)
+    chosen = cf.NeuronSet.from_flat(layout, best.indices, best.values)
+    found = foretold(model, data, totals, chosen, layout)
+    assert found.spearman > 0.6
+    assert found.overlap >= 0.5
+    ablator = cf.ModuleAblator(model, cf.ModuleNeurons.of_decoder(model, chosen), progress=False)
+    effects = ablator.add(lambda m: preference(last_logits(m, data), data.plural))
+    for place, neuron in enumerate(best.indices[:2].tolist()):
+        with torch.no_grad():
+            whole = preference(last_logits(model, data), data.plural)
+            with cf.suppress(model, cf.NeuronSet.from_flat(layout, [neuron])):
+                without = preference(last_logits(model, data), data.plural)
+        assert torch.equal(torch.from_numpy(effects[:, place]), whole.double() - without.double())
+
+
 def test_the_chosen_neurons_carry_agreement(model: Any) -> None:
     totals, layout = score(model, sentences(300, seed=1))
     chosen = select(totals, layout, count=9)
@@ -70,6 +89,7 @@ def test_the_program_prints_its_findings(
     printed = capsys.readouterr().out
     assert printed.startswith("NeuronSet(9 neurons): ")
     assert "without_random" in printed
+    assert "rank correlation with silencing one by one: 0." in printed
 
 
 def test_only_the_documented_api_is_used() -> None:
