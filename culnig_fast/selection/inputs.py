@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from culnig_fast.selection.device import DeviceTable
 
 
+SAME = ("reduction", "padding", "positions")
+"""What tables must have been scored with alike, where they say it: differences of others mean nothing."""
+
+
 def check_tables(
     neur: ScoreTable | DeviceTable, control: ScoreTable | DeviceTable | None, surface: ScoreTable | DeviceTable | None
 ) -> None:
-    """Raise CulnigError unless all have the same neurons and some samples, neur and control equal groups."""
+    """Raise CulnigError unless all have the same neurons and some samples and were scored alike, neur and control equal
+    groups."""
     tables = [(n, t) for n, t in (("neur", neur), ("control", control), ("surface", surface)) if t is not None]
     check_same_layout(tables)  # type: ignore[arg-type]  # a DeviceTable has a layout too
     for name, table in tables[1:]:
@@ -28,6 +33,12 @@ def check_tables(
                 f"the neur scores are {_place(neur.totals)}, the {name} scores {_place(table.totals)}; "
                 "bring all tables to one place and type"
             )
+        for choice in SAME:
+            one, other = neur.metadata.get(choice), table.metadata.get(choice)
+            if one is not None and other is not None and one != other:
+                raise CulnigError(
+                    f"the neur scores have {choice} {one!r}, the {name} scores {other!r}; score both with the same"
+                )
     for name, table in tables:
         if table.n_samples < 1:
             raise CulnigError(f"the {name} scores hold no samples; score at least one question")

@@ -358,3 +358,16 @@ def test_install_without_the_core_works_and_says_so(monkeypatch: pytest.MonkeyPa
         assert select_general(*tables, mlp_share=0.5) == expected
     finally:
         ranking.core.cache_clear()
+
+
+@pytest.mark.parametrize(("choice", "one", "other"), [("reduction", "max", "sum"), ("positions", "all", "last")])
+def test_tables_scored_differently_are_refused(choice: str, one: str, other: str) -> None:
+    neur, control, surface = random_tables(0)
+    neur.metadata[choice] = one
+    for odd, name in ((control, "control"), (surface, "surface")):
+        odd.metadata[choice] = one
+        select_general(neur, control=control, surface=surface)
+        odd.metadata[choice] = other
+        with pytest.raises(CulnigError, match=f"have {choice} '{one}', the {name} scores '{other}'"):
+            select_general(neur, control=control, surface=surface)
+        del odd.metadata[choice]
