@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from culnig_fast.architecture import SiteLocation
 from culnig_fast.baselines.asked import Asked, ask, gold_log_p
-from culnig_fast.baselines.hooks import Change, RoutedChange, replaced, replaced_routed
+from culnig_fast.baselines.hooks import Change, replaced, replaced_routed
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import LastPosition
+from culnig_fast.mixtures.experts import Change as RoutedChange
 from culnig_fast.mixtures.experts import Routing
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question

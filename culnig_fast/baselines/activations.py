@@ -73,8 +73,8 @@ class ActivationTable:
             if shape != needed:
                 raise CulnigError(f"activation counters `{name}` are {list(shape)}, but {list(needed)} are needed")
         experts = sum(site.experts for site in _routed(self.layout))
-        needed = (len(self.groups), experts) if experts else None
-        if (None if self.visits is None else self.visits.shape) != needed:
+        visited = None if self.visits is None else self.visits.shape
+        if visited != ((len(self.groups), experts) if experts else None):
             raise CulnigError(f"activation counters need `visits` of their {experts} routed experts, none without any")
         if len(set(self.groups)) != len(self.groups):
             raise CulnigError(f"activation counters name a group twice: {', '.join(sorted(self.groups))}")

@@ -117,7 +117,7 @@ class FusedExperts:
         chosen = index.reshape(-1)
         order = torch.argsort(chosen, stable=True)
         routing = Routing(order // index.shape[-1], chosen[order])
-        rows = torch.bincount(chosen, minlength=self.count).tolist()
+        rows = self.rows_of(chosen)
         form = self.form
         # A permutation of copies: its gradient has no two rows that are added in whatever order they come.
         copies = hidden[:, None].expand(*index.shape, -1).reshape(len(chosen), -1)
@@ -125,6 +125,11 @@ class FusedExperts:
         act = changed(form.exit, "input", self.module._apply_gate(gate_up), routing)
         out = self._product(act, form.exit, rows) * weights.reshape(-1)[order][:, None]
         return out[torch.argsort(order)].view(*index.shape, -1).sum(1).to(hidden.dtype)
+
+    def rows_of(self, chosen: torch.Tensor) -> list[int]:
+        """How many of the chosen experts, int64 [rows], each is."""
+        counts: list[int] = torch.bincount(chosen, minlength=self.count).tolist()
+        return counts
 
     def attach(self, part: str, tensor: Tensor, change: Change) -> Any:
         """See `Experts`."""

@@ -89,6 +89,15 @@ def fused_holders(layer: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
+def listed_holders(layer: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """Path and module of every list in the layer of several modules with projections."""
+    return [
+        (path, module)
+        for path, module in layer.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_linears(expert) for expert in module)
+    ]
+
+
 def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | None:
     """The layer's experts when they are 3-D parameters of one module; None when it has no such module.
 
@@ -122,7 +131,7 @@ def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | Non
         raise CulnigError(f"{what} return NaN, infinities or no tensor; the checkpoint's weights may be damaged")
     right = [
         experts
-        for form in _forms(module, hidden)
+        for form in forms(module, hidden)
         if _equals(experts := FusedExperts(module, f"{prefix}.{path}", form), call)
     ]
     if len(right) != 1:
@@ -142,7 +151,7 @@ def _equals(experts: FusedExperts, call: Call) -> bool:
             return False
 
 
-def _forms(module: Any, hidden: int) -> list[FusedForm]:
+def forms(module: Any, hidden: int) -> list[FusedForm]:
     """The forms that the parameters' shapes allow, without a look at what they compute."""
     own = dict(module.named_parameters(recurse=False))
     cubes = [name for name, parameter in own.items() if parameter.dim() == 3]
@@ -215,11 +224,7 @@ def listed_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | No
 
     Args, raises: as `fused_mixture`. What an expert is made of is for the caller to find, from `sample`.
     """
-    lists = [
-        (path, module)
-        for path, module in probe.layer.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_linears(expert) for expert in module)
-    ]
+    lists = listed_holders(probe.layer)
     if not lists:
         return None
     path, module = lists[0]
