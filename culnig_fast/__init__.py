@@ -39,7 +39,7 @@ _HOMES = {
     "discover": "architecture",
     "enhance": "masking",
     "evaluate": "evaluation",
-    "find_modules": "analysis.modules",
+    "find_modules": "analysis.found_modules",
     "holm": "statistics",
     "integrated_gradients": "baselines.path",
     "joined": "running.distributed",
