@@ -8,7 +8,7 @@ a recorded call and must give the module's own result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,17 @@ class Mixture:
     block: str
     hidden: int
     sample: LayerProbe | None = None
+
+    def like(self, layer: nn.Module, prefix: str) -> Mixture:
+        """The mixture of a layer of the same structure, `prefix` its path in the model."""
+        module: Any = layer.get_submodule(self.path)
+        path, form = f"{prefix}.{self.path}", self.experts.form
+        experts: Experts
+        if isinstance(self.experts, FusedExperts):
+            experts = FusedExperts(module, path, form)
+        else:
+            experts = ListedExperts(layer.get_submodule(self.block), module, path, form)
+        return replace(self, experts=experts, module=module)
 
     def covers(self, layer: nn.Module, parameter: str) -> bool:
         """Whether the parameter is the experts' or the router's.
