@@ -46,7 +46,7 @@ _HOMES = {
     "discover": "architecture",
     "enhance": "masking",
     "evaluate": "evaluation",
-    "find_modules": "analysis.modules",
+    "find_modules": "analysis.found_modules",
     "harness_model": "interop.lm_eval",
     "holm": "statistics",
     "hooked_attributor": "interop.transformer_lens",

@@ -1,6 +1,6 @@
 # Written by `python tests/api.py --write`; the names stand in __init__.py.
 
-from culnig_fast.analysis.modules import find_modules as find_modules
+from culnig_fast.analysis.found_modules import find_modules as find_modules
 from culnig_fast.analysis.modules import pick_modules as pick_modules
 from culnig_fast.analysis.modules import rank_modules as rank_modules
 from culnig_fast.architecture import Architecture as Architecture

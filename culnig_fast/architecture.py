@@ -128,6 +128,19 @@ def discover(model: Any) -> Architecture:
         CulnigError: the structure cannot be resolved; names the layer class, what was found and what is missing. Or a
             weight is divided among processes.
     """
+    return _discovered(model, alike=False)
+
+
+def discover_alike(model: Any) -> Architecture:
+    """As `discover`, for a model of which one layer of each kind can be run: the others are taken to be like it.
+
+    `discover` proves the experts of every layer, in case somebody has changed the code of one; a model that was just
+    built from its configuration has no such layer.
+    """
+    return _discovered(model, alike=True)
+
+
+def _discovered(model: Any, alike: bool) -> Architecture:
     model = decoder_of(model)
     decoder, layers = find_layers(model)
     _refuse_divided(model)
@@ -141,29 +154,27 @@ def discover(model: Any) -> Architecture:
     paths = {id(module): path for path, module in model.named_modules()}
     locations: list[SiteLocation] = []
     kinds: dict[Any, Roles] = {}
+    proved: dict[Any, Mixture | None] = {}
     with recorded_layers(model, list(layers), int(embedding.weight.shape[0])) as probes:
         for layer_idx, (layer, probe) in enumerate(zip(layers, probes, strict=True)):
             problem = f"layer {layer_idx} ({type(layer).__name__})"
-            mixture = find_mixture(probe, paths[id(layer)], problem)
-            kind = (*layer_kind(layer), mixture and mixture.experts.form)
+            structure = layer_kind(layer)
+            known = alike and structure in proved
+            if known:
+                first = proved[structure]
+                mixture = None if first is None else first.like(layer, paths[id(layer)])
+            else:
+                mixture = proved[structure] = find_mixture(probe, paths[id(layer)], problem)
+            kind = (*structure, mixture and mixture.experts.form)
             if kind not in kinds:
                 kinds[kind] = layer_roles(probe, config, problem, mixture)
-            if mixture is not None:
+            if mixture is not None and not known:
                 prove_listed(mixture, kinds[kind], problem)
             locations += [_located(role, layer, layer_idx, mixture, paths) for role in kinds[kind]]
     layout = NeuronLayout(location.site for location in locations)
     rank = {site: i for i, site in enumerate(layout.sites)}
     locations.sort(key=lambda location: rank[location.site])
     return Architecture(model, decoder, tuple(layers), embedding, head, tuple(locations))
-
-
-def refuse_experts(locations: Iterable[SiteLocation], what: str) -> None:
-    """Raise CulnigError when a location is of routed experts, which `what` cannot work on."""
-    names = dict.fromkeys(location.site.module_name for location in locations if location.experts is not None)
-    if names:
-        raise CulnigError(
-            f"{what} cannot work on routed experts ({', '.join(names)}); name the other modules alone as its sites"
-        )
 
 
 def _located(

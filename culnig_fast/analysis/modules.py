@@ -1,6 +1,6 @@
 """Which modules hold the chosen neurons most densely, and which of them to train (CULNIG, section 9).
 
-A module is one layer's MLP (gate, up and down projection) or one layer's attention (q, k, v and output projection).
+A module is one layer's MLP or one layer's attention, see `found_modules`.
 
 Density is the set's neurons in the module ÷ the neurons of the module that could have been chosen: by default the
 columns of gate (up, where a model has no gate) and of q, k and v, and those of any further module that the set itself
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from culnig_fast.analysis.found_modules import KINDS, Kind, Module, find_modules, kind_of
 from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, check_module_names
@@ -25,30 +26,10 @@ from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, check_module_na
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["attention", "mlp"]
-KINDS: tuple[Kind, Kind] = ("attention", "mlp")
-"""In the order of the flat index within a layer, which breaks ties."""
-
 Which = Literal["top", "bottom", "all"]
 CHOICES: tuple[Which, ...] = ("top", "bottom", "all")
 
 PER = ("neurons", "parameters")
-
-
-@dataclass(frozen=True)
-class Module:
-    """One layer's MLP or attention in a model.
-
-    Attributes:
-        kind, layer_idx: which.
-        names: full names of its projections in the model, each once, fused ones too: q, k, v, o or gate, up, down.
-        parameters: weights and biases of these projections.
-    """
-
-    kind: Kind
-    layer_idx: int
-    names: tuple[str, ...]
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -73,37 +54,6 @@ class Choice:
     def names(self) -> list[str]:
         """Full names of their projections: `target_modules` of a PEFT configuration."""
         return [name for module in self.modules for name in module.names]
-
-
-def find_modules(model: Any) -> tuple[Module, ...]:
-    """Attention and MLP of every layer, in layer order, attention first.
-
-    Args:
-        model: a Hugging Face decoder, or the `Architecture` found in it.
-
-    Raises:
-        CulnigError: its structure cannot be resolved.
-    """
-    from culnig_fast.architecture import Architecture, discover, refuse_experts
-    from culnig_fast.probe import linear_shape
-
-    architecture = model if isinstance(model, Architecture) else discover(model)
-    refuse_experts(architecture.locations, "ranking modules for training")
-    paths = {id(module): path for path, module in architecture.model.named_modules()}
-    found = []
-    for layer_idx, layer in enumerate(architecture.layers):
-        parts: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
-        for location in architecture.locations:
-            if location.site.layer_idx == layer_idx:
-                parts[_kind(location.site.module_name)][location.module_path] = location.module
-        # Discovery has accounted for every projection of the layer: what is neither entry of the attention block
-        # nor part of the MLP is the block's exit.
-        known = {id(module) for modules in parts.values() for module in modules.values()}
-        for module in layer.modules():
-            if linear_shape(module) is not None and id(module) not in known:
-                parts["attention"][paths[id(module)]] = module
-        found += [Module(kind, layer_idx, tuple(parts[kind]), _parameters(parts[kind].values())) for kind in KINDS]
-    return tuple(found)
 
 
 def rank_modules(
@@ -281,18 +231,10 @@ def _counts(
     counts: dict[tuple[Kind, int], int] = {}
     sizes: dict[tuple[Kind, int], int] = {}
     for neuron in neurons:
-        key = _kind(neuron.module_name), neuron.layer_idx
+        key = kind_of(neuron.module_name), neuron.layer_idx
         counts[key] = counts.get(key, 0) + 1
     for site in layout.sites:
         if site.module_name in sized:
-            key = _kind(site.module_name), site.layer_idx
+            key = kind_of(site.module_name), site.layer_idx
             sizes[key] = sizes.get(key, 0) + site.width
     return counts, sizes
-
-
-def _kind(module_name: str) -> Kind:
-    return "attention" if module_name in ATTENTION_MODULES else "mlp"
-
-
-def _parameters(projections: Iterable[Any]) -> int:
-    return sum(parameter.numel() for projection in projections for parameter in projection.parameters())

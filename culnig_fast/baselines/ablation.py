@@ -12,11 +12,13 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from culnig_fast.architecture import SiteLocation, refuse_experts
+from culnig_fast.architecture import SiteLocation
 from culnig_fast.baselines.asked import Asked, ask, gold_log_p
-from culnig_fast.baselines.hooks import Change, replaced
+from culnig_fast.baselines.hooks import Change, replaced, replaced_routed
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import LastPosition
+from culnig_fast.mixtures.experts import Change as RoutedChange
+from culnig_fast.mixtures.experts import Routing
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question
 from culnig_fast.scores import ScoreTable
@@ -147,16 +149,28 @@ def scores_of(table: ScoreTable, neurons: NeuronSet) -> np.ndarray:
     return totals
 
 
-_Place = tuple[SiteLocation, int]
+@dataclass(frozen=True)
+class _Place:
+    """A neuron: its column of the projection's tensor, of which expert where there are several."""
+
+    location: SiteLocation
+    column: int
+    expert: int = 0
 
 
 def _places(asked: Asked, neurons: NeuronSet) -> list[_Place]:
-    """Site and column in the projection's tensor of every neuron, each checked against the model."""
+    """Where every neuron is, each checked against the model."""
     architecture = asked.architecture
     neurons.flat(architecture.layout(sorted({location.site.module_name for location in architecture.locations})))
     sites = {(x.site.module_name, x.site.layer_idx): x for x in architecture.locations}
-    refuse_experts([sites[n.module_name, n.layer_idx] for n in neurons], "brute force")
-    return [(location := sites[n.module_name, n.layer_idx], location.columns.start + n.neuron_idx) for n in neurons]
+    return [_place(sites[n.module_name, n.layer_idx], n.neuron_idx) for n in neurons]
+
+
+def _place(location: SiteLocation, neuron: int) -> _Place:
+    if location.experts is None:
+        return _Place(location, location.columns.start + neuron)
+    columns = range(location.columns.start, location.columns.stop, location.columns.step or 1)
+    return _Place(location, columns[neuron % len(columns)], neuron // len(columns))
 
 
 def _without(asked: Asked, head: LastPosition, index: np.ndarray, places: Sequence[_Place]) -> np.ndarray:
@@ -164,30 +178,55 @@ def _without(asked: Asked, head: LastPosition, index: np.ndarray, places: Sequen
     copies, size = max(1, len(places)), len(index)
     batch = asked.batch(index)
     with contextlib.ExitStack() as stack:
-        for (module, tensor), marked in _by_tensor(places).items():
-            stack.enter_context(replaced(module, tensor, _zero(marked, size), copies * size))
+        for marked in _by_tensor(places):
+            location = marked[0][1].location
+            if location.experts is None:
+                zeroed = replaced(location.module, location.tensor, _zero(marked, size), copies * size)
+            else:
+                zeroed = replaced_routed(location, _zero_routed(marked, copies, size * batch.input_ids.shape[1]))
+            stack.enter_context(zeroed)
         logits = head.logits(batch.input_ids.repeat(copies, 1), batch.lengths.repeat(copies))
     p = gold_log_p(logits, asked.answers[index].repeat(copies)).double().exp()
     result: np.ndarray = p.view(copies, size).cpu().numpy()
     return result
 
 
-def _by_tensor(places: Sequence[_Place]) -> dict[tuple[Any, str], list[tuple[int, int]]]:
-    """(copy, column) pairs of every projection's tensor that is touched."""
-    found: dict[tuple[Any, str], list[tuple[int, int]]] = {}
-    for copy, (location, column) in enumerate(places):
-        found.setdefault((location.module, location.tensor), []).append((copy, column))
-    return found
+_Marked = list[tuple[int, _Place]]
+"""What is zeroed in which copy, all in one projection's tensor."""
 
 
-def _zero(marked: Sequence[tuple[int, int]], size: int) -> Change:
-    """Zero column c of the `size` rows of copy k, for each (k, c)."""
-    copies, columns = torch.tensor(marked).T
+def _by_tensor(places: Sequence[_Place]) -> list[_Marked]:
+    found: dict[tuple[Any, str, str], _Marked] = {}
+    for copy, place in enumerate(places):
+        where = place.location
+        found.setdefault((where.module, where.part, where.tensor), []).append((copy, place))
+    return list(found.values())
+
+
+def _zero(marked: _Marked, size: int) -> Change:
+    """Zero the place's column in the `size` rows of its copy."""
+    copies, columns = torch.tensor([(copy, place.column) for copy, place in marked]).T
 
     def change(value: torch.Tensor) -> torch.Tensor:
         value = value.clone()  # something else may hold what a module takes in
         value.view(-1, size, *value.shape[1:])[copies.to(value.device), :, :, columns.to(value.device)] = 0
         return value
+
+    return change
+
+
+def _zero_routed(marked: _Marked, copies: int, tokens: int) -> RoutedChange:
+    """Zero the place's column in the rows of its expert that come from the `tokens` of its copy."""
+    experts, columns = torch.full((copies,), -1), torch.zeros(copies, dtype=torch.int64)
+    for copy, place in marked:
+        experts[copy], columns[copy] = place.expert, place.column
+
+    def change(values: torch.Tensor, routing: Routing) -> torch.Tensor:
+        copy = routing.tokens // tokens
+        rows = (routing.experts == experts.to(copy.device)[copy]).nonzero().flatten()
+        values = values.clone()
+        values[rows, columns.to(copy.device)[copy[rows]]] = 0
+        return values
 
     return change
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from culnig_fast.architecture import SiteLocation, refuse_experts
 from culnig_fast.baselines.asked import Asked, ask
+from culnig_fast.baselines.counters import SUMS, Counters
 from culnig_fast.baselines.hooks import observed
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import NeuronLayout
+from culnig_fast.neurons import EXPERT_MODULES, NeuronLayout, NeuronSite
 from culnig_fast.questions import Question
 from culnig_fast.scores import ScoreTable
 from culnig_fast.tensors import map_tensor, read_facts, read_metadata, read_texts, read_value, save_tensors
@@ -29,12 +29,14 @@ _ARRAYS = {
     "tokens": np.int64,
     "counts": np.int64,
 }
-_WIDE = ("positive", "means", "magnitudes")
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationTable:
     """Counters of every neuron over the real tokens of a dataset, one row a group.
+
+    A routed expert's neurons are counted over the tokens that reached it: any other is absent there, not 0. A sample's
+    mean is over its own such tokens, and a sample of which none came adds nothing, as in a score table.
 
     Attributes:
         positive: int64 [groups, neurons] tokens at which the neuron's activation is above 0.
@@ -46,6 +48,8 @@ class ActivationTable:
         ids: ids of the samples.
         layout: which column is which neuron.
         metadata: JSON-ready provenance.
+        visits: int64 [groups, experts] real tokens that reached each routed expert, site after site in flat order; None
+            where the layout has no routed experts.
 
     Raises:
         CulnigError: shapes disagree, or a group is named twice.
@@ -60,20 +64,38 @@ class ActivationTable:
     ids: tuple[str, ...]
     layout: NeuronLayout
     metadata: dict[str, Any] = field(default_factory=dict)
+    visits: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         wide, narrow = (len(self.groups), self.layout.size), (len(self.groups),)
         for name in _ARRAYS:
-            shape, needed = getattr(self, name).shape, wide if name in _WIDE else narrow
+            shape, needed = getattr(self, name).shape, wide if name in SUMS else narrow
             if shape != needed:
                 raise CulnigError(f"activation counters `{name}` are {list(shape)}, but {list(needed)} are needed")
+        experts = sum(site.experts for site in _routed(self.layout))
+        visited = None if self.visits is None else self.visits.shape
+        if visited != ((len(self.groups), experts) if experts else None):
+            raise CulnigError(f"activation counters need `visits` of their {experts} routed experts, none without any")
         if len(set(self.groups)) != len(self.groups):
             raise CulnigError(f"activation counters name a group twice: {', '.join(sorted(self.groups))}")
 
     def probability(self) -> np.ndarray:
-        """Share of its tokens at which each neuron is active, float64 [groups, neurons]."""
-        shares: np.ndarray = self.positive / self.tokens[:, None]
-        return shares
+        """Share of its tokens at which each neuron is active, float64 [groups, neurons].
+
+        A routed expert's tokens are those that reached it; where none of a group did, its neurons are active at 0.
+        """
+        if self.visits is None:
+            shares: np.ndarray = self.positive / self.tokens[:, None]
+            return shares
+        seen = np.repeat(self.tokens[:, None], self.layout.size, axis=1)
+        start = 0
+        for site in _routed(self.layout):
+            visits = self.visits[:, start : start + site.experts]
+            where = self.layout.slice(site.module_name, site.layer_idx)
+            # Nothing is above 0 where nothing came, so a count of 1 there makes the share 0.
+            seen[:, where] = np.repeat(np.maximum(visits, 1), site.width // site.experts, axis=1)
+            start += site.experts
+        return np.asarray(self.positive / seen)
 
     def merged(self, parts: Mapping[str, Iterable[str]]) -> ActivationTable:
         """Groups put together, as countries into languages; a group that no part names stays as it is.
@@ -93,11 +115,15 @@ class ActivationTable:
         groups = tuple(dict.fromkeys(target.values()))
         rows = np.array([groups.index(target[name]) for name in self.groups])
         arrays = {}
-        for name in _ARRAYS:
-            value = getattr(self, name)
+        for name, value in self._arrays().items():
             arrays[name] = np.zeros((len(groups), *value.shape[1:]), value.dtype)
             np.add.at(arrays[name], rows, value)
         return ActivationTable(**arrays, groups=groups, ids=self.ids, layout=self.layout, metadata=self.metadata)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Everything with a row a group."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        return arrays if self.visits is None else {**arrays, "visits": self.visits}
 
     def scores(self, magnitude: bool = True) -> ScoreTable:
         """A score table whose score is a neuron's mean activation, so that selection can rank it.
@@ -128,7 +154,7 @@ class ActivationTable:
             "layout": json.dumps(self.layout.to_dict()),
             "metadata": json.dumps(self.metadata, ensure_ascii=False, sort_keys=True),
         }
-        save_tensors(path, {name: getattr(self, name) for name in _ARRAYS}, header, overwrite)
+        save_tensors(path, self._arrays(), header, overwrite)
 
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = True) -> ActivationTable:
@@ -138,11 +164,13 @@ class ActivationTable:
         if header.get("format") != FORMAT:
             raise CulnigError(f"{path} holds no activation counters ({FORMAT}); write them with `baseline activations`")
         try:
+            layout = NeuronLayout.from_dict(read_value(header, "layout"))
+            arrays = {**_ARRAYS, **({"visits": np.int64} if _routed(layout) else {})}
             return cls(
-                **{name: map_tensor(path, name, dtype) for name, dtype in _ARRAYS.items()},
+                **{name: map_tensor(path, name, dtype) for name, dtype in arrays.items()},
                 groups=read_texts(header, "groups"),
                 ids=read_texts(header, "ids"),
-                layout=NeuronLayout.from_dict(read_value(header, "layout")),
+                layout=layout,
                 metadata=read_facts(header),
             )
         except (OSError, ValueError) as error:
@@ -162,7 +190,8 @@ def count_activations(
     """Count activations in one forward pass; no [batch, T, neurons] tensor outlives its layer.
 
     A gate neuron's value is its pre-activation: SiLU, GELU and ReLU keep the sign, so above 0 before them is above 0
-    after. Padding is excluded. Counts are integers, sums float64, both on the device of their layer.
+    after. Padding is excluded, and so is a token at an expert that it was not routed to. Counts are integers, sums
+    float64, both on the device of their layer.
 
     Args:
         model: a Hugging Face decoder; left as it was.
@@ -178,17 +207,16 @@ def count_activations(
     """
     asked = ask(model, tokenizer, questions, batch_tokens, on_unusable)
     locations = asked.architecture.select(sites)
-    refuse_experts(locations, "counting activations")
     layout = asked.architecture.layout(sites)
-    counters = _Counters(len(asked.groups))
+    counters = Counters(len(asked.groups))
     bar = tqdm(total=len(asked.ids), unit="question", desc="counting", disable=not progress)
     with torch.no_grad(), asked.head() as head, bar, observed(locations, counters.add, lambda: len(counters.lengths)):
         for index in asked.batches:
             batch = asked.batch(index)
-            counters.lengths, counters.group = batch.lengths, asked.group_of[index]
+            counters.begin(batch, asked.group_of[index])
             head.logits(batch.input_ids, batch.lengths)
             bar.update(len(index))
-    arrays = {name: counters.joined(name, locations) for name in ("positive", "means", "magnitudes")}
+    arrays = {name: counters.joined(name, locations) for name in SUMS}
     _check_finite(arrays["magnitudes"], layout)
     return ActivationTable(
         **arrays,
@@ -203,38 +231,12 @@ def count_activations(
             "dtype": str(asked.architecture.embedding.weight.dtype).removeprefix("torch."),
             "unusable": list(asked.unusable),
         },
+        visits=counters.visits(locations) if _routed(layout) else None,
     )
 
 
-class _Counters:
-    """Running sums of each site on its own device, and the batch in progress."""
-
-    def __init__(self, n_groups: int) -> None:
-        self.n_groups = n_groups
-        self.lengths = self.group = torch.zeros(0, dtype=torch.int64)
-        self._sums: dict[str, dict[Any, torch.Tensor]] = {"positive": {}, "means": {}, "magnitudes": {}}
-
-    def add(self, location: SiteLocation, act: torch.Tensor) -> None:
-        """Add a site's activation [S, T, K] of the batch in progress."""
-        lengths, group = self.lengths.to(act.device), self.group.to(act.device)
-        padded = (torch.arange(act.shape[1], device=act.device) >= lengths[:, None])[:, :, None]
-        act = act.masked_fill(padded, 0)
-        per_token = lengths[:, None].double()
-        for name, value in (
-            ("positive", (act > 0).sum(1)),
-            ("means", act.sum(1, dtype=torch.float64) / per_token),
-            ("magnitudes", act.abs_().sum(1, dtype=torch.float64) / per_token),
-        ):
-            sums = self._sums[name]
-            if location.site not in sums:
-                shape = (self.n_groups, act.shape[2])
-                sums[location.site] = torch.zeros(shape, dtype=value.dtype, device=act.device)
-            sums[location.site].index_add_(0, group, value)
-
-    def joined(self, name: str, locations: Iterable[SiteLocation]) -> np.ndarray:
-        """All sites of one sum, [groups, neurons]."""
-        parts = [self._sums[name][location.site].cpu() for location in locations]
-        return torch.cat(parts, dim=1).numpy()
+def _routed(layout: NeuronLayout) -> list[NeuronSite]:
+    return [site for site in layout.sites if site.module_name in EXPERT_MODULES]
 
 
 def _tokens(asked: Asked) -> np.ndarray:

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from culnig_fast.architecture import SiteLocation
+from culnig_fast.errors import CulnigError
+from culnig_fast.mixtures.experts import Change as RoutedChange
+from culnig_fast.mixtures.experts import Routing
 from culnig_fast.tap import hook_tensor
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -16,10 +19,10 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextlib.contextmanager
-def observed(
-    locations: Sequence[SiteLocation], look: Callable[[SiteLocation, torch.Tensor], None], rows: Callable[[], int]
-) -> Iterator[None]:
+def observed(locations: Sequence[SiteLocation], look: Callable[..., None], rows: Callable[[], int]) -> Iterator[None]:
     """Call `look(location, activation [rows, T, K])` for every site as the forward pass reaches it.
+
+    Of routed experts the activation is [tokens at experts, K], and `Routing` is a third argument.
 
     Args:
         locations: the sites.
@@ -30,8 +33,18 @@ def observed(
     def show(location: SiteLocation, tensor: torch.Tensor) -> None:
         look(location, _by_row(tensor, rows())[..., location.columns])
 
+    def show_routed(location: SiteLocation) -> RoutedChange:
+        def unchanged(values: torch.Tensor, routing: Routing) -> torch.Tensor:
+            look(location, values[:, location.columns], routing)
+            return values
+
+        return unchanged
+
     with contextlib.ExitStack() as stack:
         for location in locations:
+            if location.experts is not None:
+                stack.enter_context(replaced_routed(location, show_routed(location)))
+                continue
             if location.tensor == "output":
                 handle = location.module.register_forward_hook(
                     lambda module, args, output, location=location: show(location, output)
@@ -52,6 +65,18 @@ def replaced(module: nn.Module, tensor: str, change: Change, rows: int) -> Itera
         return change(_by_row(value, rows)).view(value.shape)
 
     handle = hook_tensor(module, tensor, changed)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def replaced_routed(location: SiteLocation, change: RoutedChange) -> Iterator[None]:
+    """The same of routed experts: `change` is called with rows [tokens at experts, columns] and their routing."""
+    if location.experts is None:
+        raise CulnigError(f"{location.module_path} holds no routed experts")
+    handle = location.experts.attach(location.part, location.tensor, change)
     try:
         yield
     finally:

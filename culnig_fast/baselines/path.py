@@ -11,21 +11,23 @@ simple form). As m grows Σ_{n,i} IG → P(1) − P(0): what the site as a whole
 first-order score is the same product with the gradient at α = 1 alone.
 
 Completeness needs P to be continuous at α = 0. Queries and keys of models with a q/k norm are not: the norm undoes any
-scale, so P(α) is constant for α > 0 and jumps at 0, and IG there is 0 up to the norm's epsilon.
+scale, so P(α) is constant for α > 0 and jumps at 0, and IG there is 0 up to the norm's epsilon. Routers are not either:
+where one sends tokens to other experts as α falls, P(α) jumps; `routed_path` says what the path of experts is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from culnig_fast.architecture import SiteLocation, refuse_experts
+from culnig_fast.architecture import SiteLocation
 from culnig_fast.baselines.asked import Asked, ask, gold_log_p
 from culnig_fast.baselines.hooks import replaced
+from culnig_fast.baselines.routed_path import RoutedPath, routed_gradient
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import LastPosition
 from culnig_fast.questions import Question
@@ -71,7 +73,6 @@ def integrated_gradients(
         raise CulnigError(f"unknown reduction {reduction!r}; choose from sum, max")
     asked = ask(model, tokenizer, questions, batch_tokens, on_unusable)
     locations, layout = asked.architecture.select(sites), asked.architecture.layout(sites)
-    refuse_experts(locations, "integrated gradients")
     totals = np.zeros((len(asked.groups), layout.size))
     probability = np.zeros(len(asked.groups))
     bar = tqdm(total=len(locations) * len(asked.ids), unit="sample", desc="integrating", disable=not progress)
@@ -81,8 +82,7 @@ def integrated_gradients(
             p = _probability(asked, head, index)
             np.add.at(probability, group, p)
             for location in locations:
-                values = _integrate(asked, head, index, location, steps)  # [batch, T, K]
-                values = _reduce(values, [len(asked.token_ids[i]) for i in index], reduction)
+                values = _integrate(asked, head, index, location, steps, reduction)
                 where = layout.slice(location.site.module_name, location.site.layer_idx)
                 weight = p[:, None] if weighted else 1.0
                 np.add.at(totals[:, where], group, values.double().cpu().numpy() * weight)
@@ -107,19 +107,42 @@ def _probability(asked: Asked, head: LastPosition, index: np.ndarray) -> np.ndar
     return p
 
 
-def _integrate(asked: Asked, head: LastPosition, index: np.ndarray, location: SiteLocation, steps: int) -> torch.Tensor:
-    """IG of one site on one batch, float32 [batch, T, K] (float64 in a float64 model); pads hold 0."""
-    batch, size = asked.batch(index), len(index)
-    copies = max(1, min(steps, asked.batch_tokens // (size * batch.input_ids.shape[1])))
+def _integrate(
+    asked: Asked, head: LastPosition, index: np.ndarray, location: SiteLocation, steps: int, reduction: str
+) -> torch.Tensor:
+    """IG of one site on one batch over each sample's real positions, float32 [batch, K] (float64 in such a model)."""
+    size, positions = len(index), asked.batch(index).input_ids.shape[1]
+    copies = max(1, min(steps, asked.batch_tokens // (size * positions)))
+    alphas = ((torch.arange(steps, dtype=torch.float64) + 0.5) / steps).split(copies)
+    lengths = [len(asked.token_ids[i]) for i in index]
+    if location.experts is None:
+        return _reduce(_integrate_plain(asked, head, index, location, alphas), lengths, reduction)
+    path = RoutedPath(lengths, positions, location.site.experts)
+    for part in alphas:
+        p: list[torch.Tensor] = []
+
+        def run(part: torch.Tensor = part, p: list[torch.Tensor] = p) -> torch.Tensor:
+            log_p = _log_p(asked, head, index, len(part))
+            p.append(log_p.detach().double().exp())
+            return log_p
+
+        path.add(routed_gradient(location, part.repeat_interleave(size), positions, run), p[0])
+    return path.reduced(reduction, steps)
+
+
+def _integrate_plain(
+    asked: Asked, head: LastPosition, index: np.ndarray, location: SiteLocation, alphas: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """IG of a site of one projection, [batch, T, K]."""
+    size, steps = len(index), sum(len(part) for part in alphas)
     total: torch.Tensor | None = None
-    for first in range(0, steps, copies):
-        alphas = (torch.arange(first, min(first + copies, steps), dtype=torch.float64) + 0.5) / steps
-        rows = len(alphas) * size
-        act, grad, p = _gradient(asked, head, index, location, alphas.repeat_interleave(size))
+    for part in alphas:
+        rows = len(part) * size
+        act, grad, p = _gradient(asked, head, index, location, part.repeat_interleave(size))
         # log P is differentiated and P multiplied afterwards, as attribution does: well scaled where P is near 0.
-        part = grad * p.to(grad)[:, None, None]
-        part = part.view(rows // size, size, *part.shape[1:]).sum(0) * act[:size] / steps
-        total = part if total is None else total + part
+        share = grad * p.to(grad)[:, None, None]
+        share = share.view(rows // size, size, *share.shape[1:]).sum(0) * act[:size] / steps
+        total = share if total is None else total + share
     assert total is not None
     return total
 
@@ -128,7 +151,6 @@ def _gradient(
     asked: Asked, head: LastPosition, index: np.ndarray, location: SiteLocation, alpha: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The site's unscaled activation and ∂log P/∂a where row r has α·a, each [rows, T, K], and P, float64 [rows]."""
-    batch, copies = asked.batch(index), len(alpha) // len(index)
     kept: list[torch.Tensor] = []
 
     def scale(value: torch.Tensor) -> torch.Tensor:
@@ -140,12 +162,18 @@ def _gradient(
         return leaf
 
     with replaced(location.module, location.tensor, scale, len(alpha)), torch.enable_grad():
-        logits = head.logits(batch.input_ids.repeat(copies, 1), batch.lengths.repeat(copies))
-        log_p = gold_log_p(logits, asked.answers[index].repeat(copies))
+        log_p = _log_p(asked, head, index, len(alpha) // len(index))
         act, leaf = kept
         (grad,) = torch.autograd.grad(log_p.sum(), leaf)
     work = torch.float64 if act.dtype == torch.float64 else torch.float32
     return act.to(work), grad[..., location.columns].to(work), log_p.detach().double().exp()
+
+
+def _log_p(asked: Asked, head: LastPosition, index: np.ndarray, copies: int) -> torch.Tensor:
+    """log P of the gold tokens of the batch, repeated `copies` times."""
+    batch = asked.batch(index)
+    logits = head.logits(batch.input_ids.repeat(copies, 1), batch.lengths.repeat(copies))
+    return gold_log_p(logits, asked.answers[index].repeat(copies))
 
 
 def _reduce(values: torch.Tensor, lengths: list[int], reduction: str) -> torch.Tensor:

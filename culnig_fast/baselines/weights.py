@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from culnig_fast.architecture import Architecture, SiteLocation, discover, refuse_experts
+from culnig_fast.architecture import Architecture, SiteLocation, discover
 from culnig_fast.errors import CulnigError
 from culnig_fast.quantised import why_not_plain
 from culnig_fast.scores import ScoreTable
@@ -19,7 +19,7 @@ def weight_norms(model: Any, sites: Iterable[str] | None = None) -> ScoreTable:
     """Euclidean norm of each neuron's weights, as a score table of one group.
 
     The weights are the projection's row that makes the neuron (`mlp.act`: the column that reads it); biases are
-    left out.
+    left out. A routed expert's neurons have the rows of that expert, however often tokens reach it.
 
     Args:
         model: a Hugging Face decoder or its `Architecture`.
@@ -29,7 +29,6 @@ def weight_norms(model: Any, sites: Iterable[str] | None = None) -> ScoreTable:
         CulnigError: the structure cannot be resolved, or weights are quantised.
     """
     architecture = model if isinstance(model, Architecture) else discover(model)
-    refuse_experts(architecture.select(sites), "the norm of weights")
     norms = torch.cat([_norms(location).cpu() for location in architecture.select(sites)])
     return ScoreTable(
         totals=norms.numpy()[None],
@@ -43,6 +42,9 @@ def weight_norms(model: Any, sites: Iterable[str] | None = None) -> ScoreTable:
 
 
 def _norms(location: SiteLocation) -> torch.Tensor:
+    if location.experts is not None:
+        rows = location.experts.rows(location.part, location.tensor)
+        return torch.cat([torch.linalg.vector_norm(one[location.columns], dim=1, dtype=torch.float64) for one in rows])
     kind = why_not_plain(location.module)
     if kind is not None:
         raise CulnigError(f"{location.module_path} is quantised ({kind}); load the model unquantised")

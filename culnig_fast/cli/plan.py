@@ -59,20 +59,28 @@ def _bytes(text: str) -> int:
 
 def _lines(made: Plan) -> list[str]:
     kept, size = made.activations, made.weights[made.dtype]
-    taps = "not known: this family does not run without values" if kept.taps is None else _size(kept.taps)
     lines = [
         f"{made.model}: {made.layers} layers, {made.parameters:,} weights ({_size(size)} in {made.dtype}, "
         f"{_size(made.layer_weights)} a layer)"
     ]
+    width = max(18, *(len(name) for name in made.neurons))
     lines += [
-        f"  {name:18s} {count // made.layers:>7,} a layer  {count:>11,} in all" for name, count in made.neurons.items()
+        f"  {name:{width}s} {count // _layers_of(name, made):>7,} a layer  {count:>11,} in all"
+        for name, count in made.neurons.items()
     ]
+    if made.mixture is not None:
+        shared = f", beside a shared one of {made.mixture['shared']:,}" if made.mixture["shared"] else ""
+        lines.append(
+            f"  {made.mixture['experts']:,} experts of {made.mixture['width']:,} in each of {made.mixture['layers']} "
+            f"layers{shared}; a token passes {made.mixture['active']} of them, {made.active_parameters:,} weights of "
+            "all layers"
+        )
     lines += [
         f"  {made.scored:,} neurons; totals of {made.groups} groups {_size(made.totals)}",
         "kept between forward and backward, for each token:",
-        f"  fused layers       {_size(kept.fused)}",
-        f"  taps alone         {taps}",
-        f"  layers recomputed  {_size(kept.recomputed)}",
+        f"  fused layers       {_known(kept.fused)}",
+        f"  taps alone         {_known(kept.taps)}",
+        f"  layers recomputed  {_known(kept.recomputed)}",
         f"  at work beside it  {_size(kept.working)} and {_size(kept.logits)} of logits a sample",
     ]  # fmt: skip
     if made.fit is not None:
@@ -89,6 +97,8 @@ def _lines(made: Plan) -> list[str]:
 
 def _fit_lines(made: Plan) -> list[str]:
     fit = made.fit or {}
+    if not fit["in_memory"] and not fit["stream"]:
+        return [f"what a card of {_size(fit['memory'])} holds is not known, as it is not what a token keeps"]
     if fit["in_memory"]:
         names = {"fused": "fused", "taps": "on taps", "recomputed": "recomputed"}
         counts = ", ".join(f"{count:,} {names[key]}" for key, count in fit["in_memory"].items())
@@ -100,6 +110,20 @@ def _fit_lines(made: Plan) -> list[str]:
         f"{_size(stream['host_per_token'])} of host memory for each token of a "
         f"block, {_size(stream['weights_read_per_block'])} of weights read a block"
     ]
+
+
+def _layers_of(name: str, made: Plan) -> int:
+    """Layers that have a module."""
+    from culnig_fast.neurons import ATTENTION_MODULES, DENSE_MODULES
+
+    routed = 0 if made.mixture is None else made.mixture["layers"]
+    if name in ATTENTION_MODULES:
+        return made.layers
+    return made.layers - routed if name in DENSE_MODULES else routed
+
+
+def _known(count: int | None) -> str:
+    return "not known: this family does not run without values" if count is None else _size(count)
 
 
 def _size(count: float) -> str:

@@ -131,6 +131,7 @@ def _trainable(model: Any, names: Sequence[str], options: TrainingOptions) -> It
             parameter.requires_grad_(True)
         yield model
         return
+    _refuse_experts(model, names)
     from peft import LoraConfig, get_peft_model
 
     alpha = 2 * options.lora if options.lora_alpha is None else options.lora_alpha
@@ -147,6 +148,17 @@ def _trainable(model: Any, names: Sequence[str], options: TrainingOptions) -> It
             adapted.unload()
         if hasattr(model, "peft_config"):
             del model.peft_config
+
+
+def _refuse_experts(model: Any, names: Sequence[str]) -> None:
+    """Raise CulnigError for experts in 3-D parameters, which no low-rank layer stands in for."""
+    for name in names:
+        shapes = [tuple(p.shape) for p in model.get_submodule(name).parameters(recurse=False) if p.dim() == 3]
+        if shapes:
+            raise CulnigError(
+                f"{name} holds its experts in parameters of shape {list(shapes[0])}, which low-rank updates of "
+                "projections cannot adapt; train without --lora, or choose attention modules"
+            )
 
 
 def _check_adapted(model: Any, names: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ same for experts that are modules in a list.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -54,6 +54,13 @@ class Experts(Protocol):
 
     def weights(self, part: str) -> list[nn.Parameter]:
         """The projection's weights."""
+
+    def rows(self, part: str, tensor: Tensor) -> Iterator[torch.Tensor]:
+        """Each expert's weight with a neuron of the tensor a row, [columns, inputs] or, taken in, [columns, outputs].
+
+        Raises:
+            CulnigError: it is quantised.
+        """
 
     def scale(self, model: Any, part: str, tensor: Tensor, edits: list[tuple[int, int]], factor: float) -> None:
         """Multiply weight rows (and biases) of (expert, column of the tensor) in `model`, this one or a copy of it."""
@@ -110,7 +117,7 @@ class FusedExperts:
         chosen = index.reshape(-1)
         order = torch.argsort(chosen, stable=True)
         routing = Routing(order // index.shape[-1], chosen[order])
-        rows = torch.bincount(chosen, minlength=self.count).tolist()
+        rows = self.rows_of(chosen)
         form = self.form
         # A permutation of copies: its gradient has no two rows that are added in whatever order they come.
         copies = hidden[:, None].expand(*index.shape, -1).reshape(len(chosen), -1)
@@ -118,6 +125,11 @@ class FusedExperts:
         act = changed(form.exit, "input", self.module._apply_gate(gate_up), routing)
         out = self._product(act, form.exit, rows) * weights.reshape(-1)[order][:, None]
         return out[torch.argsort(order)].view(*index.shape, -1).sum(1).to(hidden.dtype)
+
+    def rows_of(self, chosen: torch.Tensor) -> list[int]:
+        """How many of the chosen experts, int64 [rows], each is."""
+        counts: list[int] = torch.bincount(chosen, minlength=self.count).tolist()
+        return counts
 
     def attach(self, part: str, tensor: Tensor, change: Change) -> Any:
         """See `Experts`."""
@@ -130,6 +142,10 @@ class FusedExperts:
         """See `Experts`."""
         return [getattr(self.module, part)]
 
+    def rows(self, part: str, tensor: Tensor) -> Iterator[torch.Tensor]:
+        """See `Experts`."""
+        return iter(self._rows(getattr(self.module, part), tensor).detach())
+
     def columns(self, part: str, tensor: Tensor) -> int:
         """See `Experts`."""
         outputs_last = self.form.transposed == (tensor == "output")
@@ -139,13 +155,16 @@ class FusedExperts:
         """See `Experts`."""
         module = model.get_submodule(self.path)
         weight = getattr(module, part)
-        # A neuron is a row of [experts, outputs, inputs] where it is put out, a column where it is taken in.
-        rows = weight if self.form.transposed != (tensor == "output") else weight.transpose(1, 2)
+        rows = self._rows(weight, tensor)
         experts, columns = torch.tensor(edits, device=weight.device).T
         rows[experts, columns] *= factor
         bias = getattr(module, f"{part}_bias", None)
         if tensor == "output" and bias is not None:
             bias[experts, columns] *= factor
+
+    def _rows(self, weight: torch.Tensor, tensor: Tensor) -> torch.Tensor:
+        # A neuron is a row of [experts, outputs, inputs] where it is put out, a column where it is taken in.
+        return weight if self.form.transposed != (tensor == "output") else weight.transpose(1, 2)
 
     def _product(self, values: torch.Tensor, part: str, rows: list[int]) -> torch.Tensor:
         """Each expert's own product with its rows of values, which come expert after expert."""

@@ -6,7 +6,7 @@ equal tokens after equal texts, are routed alike, and come in order; discovery p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from culnig_fast.errors import CulnigError
 from culnig_fast.mixtures.experts import Change, Handle, Routing, Tensor
 from culnig_fast.probe import linear_shape, same_output
+from culnig_fast.quantised import why_not_plain
 
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
@@ -121,6 +122,10 @@ class ListedExperts:
         """See `experts.Experts`."""
         return [module.weight for _, module in self.projections(part)]  # type: ignore[misc]
 
+    def rows(self, part: str, tensor: Tensor) -> Iterator[torch.Tensor]:
+        """See `experts.Experts`."""
+        return (_rows(module, path, tensor).detach() for path, module in self.projections(part))
+
     def columns(self, part: str, tensor: Tensor) -> int:
         """See `experts.Experts`."""
         shape = linear_shape(self.experts[0].get_submodule(part))
@@ -131,12 +136,21 @@ class ListedExperts:
     def scale(self, model: Any, part: str, tensor: Tensor, edits: list[tuple[int, int]], factor: float) -> None:
         """See `experts.Experts`."""
         for expert, column in edits:
-            module = model.get_submodule(f"{self.path}.{expert}.{part}")
-            rows_are_outputs = not isinstance(module, Conv1D)
-            rows = module.weight if rows_are_outputs == (tensor == "output") else module.weight.T
-            rows[column] *= factor
+            path = f"{self.path}.{expert}.{part}"
+            module = model.get_submodule(path)
+            _rows(module, path, tensor)[column] *= factor
             if tensor == "output" and module.bias is not None:
                 module.bias[column] *= factor
+
+
+def _rows(module: Any, path: str, tensor: Tensor) -> torch.Tensor:
+    """A plain projection's weight with a neuron of the tensor a row."""
+    kind = why_not_plain(module)
+    if kind is not None:
+        raise CulnigError(f"{path} is quantised ({kind}); load the model unquantised")
+    rows_are_outputs = not isinstance(module, Conv1D)
+    weight: torch.Tensor = module.weight
+    return weight if rows_are_outputs == (tensor == "output") else weight.T
 
 
 @torch.no_grad()

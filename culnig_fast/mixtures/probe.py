@@ -8,7 +8,7 @@ a recorded call and must give the module's own result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,17 @@ class Mixture:
     block: str
     hidden: int
     sample: LayerProbe | None = None
+
+    def like(self, layer: nn.Module, prefix: str) -> Mixture:
+        """The mixture of a layer of the same structure, `prefix` its path in the model."""
+        module: Any = layer.get_submodule(self.path)
+        path, form = f"{prefix}.{self.path}", self.experts.form
+        experts: Experts
+        if isinstance(self.experts, FusedExperts):
+            experts = FusedExperts(module, path, form)
+        else:
+            experts = ListedExperts(layer.get_submodule(self.block), module, path, form)
+        return replace(self, experts=experts, module=module)
 
     def covers(self, layer: nn.Module, parameter: str) -> bool:
         """Whether the parameter is the experts' or the router's.
@@ -89,6 +100,15 @@ def fused_holders(layer: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
+def listed_holders(layer: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """Path and module of every list in the layer of several modules with projections."""
+    return [
+        (path, module)
+        for path, module in layer.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_linears(expert) for expert in module)
+    ]
+
+
 def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | None:
     """The layer's experts when they are 3-D parameters of one module; None when it has no such module.
 
@@ -122,7 +142,7 @@ def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | Non
         raise CulnigError(f"{what} return NaN, infinities or no tensor; the checkpoint's weights may be damaged")
     right = [
         experts
-        for form in _forms(module, hidden)
+        for form in forms(module, hidden)
         if _equals(experts := FusedExperts(module, f"{prefix}.{path}", form), call)
     ]
     if len(right) != 1:
@@ -142,7 +162,7 @@ def _equals(experts: FusedExperts, call: Call) -> bool:
             return False
 
 
-def _forms(module: Any, hidden: int) -> list[FusedForm]:
+def forms(module: Any, hidden: int) -> list[FusedForm]:
     """The forms that the parameters' shapes allow, without a look at what they compute."""
     own = dict(module.named_parameters(recurse=False))
     cubes = [name for name, parameter in own.items() if parameter.dim() == 3]
@@ -215,11 +235,7 @@ def listed_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | No
 
     Args, raises: as `fused_mixture`. What an expert is made of is for the caller to find, from `sample`.
     """
-    lists = [
-        (path, module)
-        for path, module in probe.layer.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_linears(expert) for expert in module)
-    ]
+    lists = listed_holders(probe.layer)
     if not lists:
         return None
     path, module = lists[0]

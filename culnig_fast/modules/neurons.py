@@ -127,13 +127,17 @@ class ModuleNeurons:
         Raises:
             CulnigError: the model lacks one of them, or it is one of routed experts, which no path names.
         """
-        from culnig_fast.architecture import Architecture, discover, refuse_experts
+        from culnig_fast.architecture import Architecture, discover
 
         architecture = model if isinstance(model, Architecture) else discover(model)
         neurons.flat(architecture.layout(sorted({x.site.module_name for x in architecture.locations})))
         found = {(x.site.module_name, x.site.layer_idx): x for x in architecture.locations}
         places = [found[neuron.module_name, neuron.layer_idx] for neuron in neurons]
-        refuse_experts(places, "a set of module neurons")
+        routed = sorted({place.site.module_name for place in places if place.experts is not None})
+        if routed:
+            raise CulnigError(
+                f"routed experts ({', '.join(routed)}) have no module of their own to name; leave them out of the set"
+            )
         cut = [range(place.columns.start, place.columns.stop, place.columns.step or 1) for place in places]
         columns = np.array([mine[n.neuron_idx] for mine, n in zip(cut, neurons, strict=True)], dtype=np.int64)
         paths, sides = tuple(place.module_path for place in places), tuple(place.tensor for place in places)

@@ -6,21 +6,24 @@ Fake tensors have shapes and no memory, so a model of any size is built and run 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from culnig_fast.architecture import SiteLocation
+from culnig_fast.architecture import SiteLocation, layer_kind
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import read_json
 from culnig_fast.last_position import LastPosition
+from culnig_fast.mixtures.experts import FusedExperts, Routing
+from culnig_fast.mixtures.probe import Mixture
 from culnig_fast.models import EMBEDDED, embedded_folder
-from culnig_fast.neurons import NeuronSite
+from culnig_fast.neurons import DENSE_MODULES, EXPERT_MODULES, NeuronSite
 from culnig_fast.planning.shapes import OF_PRESET, SHAPES
-from culnig_fast.probe import linear_shape
+from culnig_fast.probe import lies_under, linear_shape
 from culnig_fast.tap import attach_taps
 
 _MOST_LAYERS = 1000
@@ -84,11 +87,32 @@ def fake_model(config: Any, dtype: str = "bfloat16") -> Any:
     raise CulnigError(f"no causal model can be built of the {type(config).__name__} ({reason})")
 
 
-def taps_per_token(model: Any, layers: nn.ModuleList, wanted: Iterable[str]) -> int | None:
-    """Bytes a token that the layers' own code and the taps save, counted on fake tensors; None where they do not run.
+@dataclass(frozen=True)
+class TapBytes:
+    """Bytes a token that each layer on taps keeps, and what is kept beside the layers or by all of them together."""
 
-    The model loses all but its first layer: it comes last.
+    layers: tuple[int, ...]
+    around: int
+
+
+def taps_per_token(
+    model: Any, layers: nn.ModuleList, mixtures: Sequence[Mixture | None], wanted: Iterable[str], length: int
+) -> TapBytes | None:
+    """What the layers' own code and the taps save, counted on fake tensors; None where they do not run.
+
+    One layer of each kind is run, alone and twice in a row. Routed experts run as they do under taps, and evenly: how
+    tokens fall to them changes nothing of what is kept.
+
+    Args:
+        model: of fake tensors; it loses layers, so it comes last.
+        layers: its decoder layers.
+        mixtures: the routed experts of each.
+        wanted: module names that are scored.
+        length: tokens of a sample; attention that is not fused keeps more a token in a longer one.
     """
+    kinds = [(*layer_kind(layer), mixture is None) for layer, mixture in zip(layers, mixtures, strict=True)]
+    of_kind = {kind: index for index, kind in enumerate(kinds)}
+    every, chosen = list(layers), sorted(of_kind.values())
     try:
         with contextlib.ExitStack() as stack:
             leaf = model.get_input_embeddings().register_forward_hook(
@@ -97,22 +121,63 @@ def taps_per_token(model: Any, layers: nn.ModuleList, wanted: Iterable[str]) -> 
             stack.callback(leaf.remove)
             mode = next(model.parameters()).fake_mode
             stack.enter_context(mode)
-            # Layers beside the second keep what the second does: nothing is learnt from running all of them.
-            depth = len(layers)
-            del layers[2:]
-            for layer in layers:
+            # Other layers keep what those of their kind do: nothing is learnt from running all of them.
+            del layers[:]
+            layers.extend([every[index] for index in chosen])
+            run = [(every[index], _even(mixtures[index])) for index in chosen]
+            for layer, experts in run:
                 unmasked = layer.register_forward_pre_hook(_without_mask, with_kwargs=True)
                 stack.callback(unmasked.remove)
-            for handle in attach_taps(_tapped(model, layers, wanted), lambda location, act, grad: None):
+                if experts is not None:
+                    opened = experts.attach(experts.form.exit, "input", _unchanged)
+                    stack.callback(opened.remove)
+            places = _tapped(model, run, [mixtures[index] for index in chosen], set(wanted))
+            for handle in attach_taps(places, _no_score):
                 stack.callback(handle.remove)
-            each = []
-            for count in (2, 1):
-                del layers[count:]
-                first, second = (saved_bytes(model, length) for length in (64, 128))
-                each.append((second - first) // 64)
+            once, twice = (
+                {index: _kept_of(model, layers, [every[index]] * times, length) for index in chosen} for times in (1, 2)
+            )
     except Exception:  # a family whose code looks at values cannot be run without any
         return None
-    return each[1] + (depth - 1) * (each[0] - each[1])
+    each = {index: twice[index] - once[index] for index in chosen}
+    return TapBytes(tuple(each[of_kind[kind]] for kind in kinds), once[len(kinds) - 1] - each[len(kinds) - 1])
+
+
+class _EvenExperts(FusedExperts):
+    """Experts whose rows are divided evenly, so that nothing is asked of values."""
+
+    def rows_of(self, chosen: torch.Tensor) -> list[int]:
+        """See `FusedExperts`."""
+        whole, left = divmod(len(chosen), self.count)
+        return [whole + (expert < left) for expert in range(self.count)]
+
+
+def _no_score(location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None) -> None:
+    """What a tap of this module does with what it sees."""
+
+
+def _unchanged(values: torch.Tensor, routing: Routing) -> torch.Tensor:
+    return values
+
+
+def _even(mixture: Mixture | None) -> _EvenExperts | None:
+    """Raises where the layer's experts need values."""
+    if mixture is None:
+        return None
+    if not isinstance(mixture.experts, FusedExperts):
+        raise CulnigError("which rows a list's experts get is found by their values")
+    return _EvenExperts(mixture.experts.module, mixture.experts.path, mixture.experts.form)
+
+
+def _kept_of(model: Any, layers: nn.ModuleList, chosen: Sequence[nn.Module], length: int) -> int:
+    """Bytes a token of a sample of `length` with these layers alone.
+
+    A sample of T tokens keeps a + b·T + c·T², the last where attention keeps its probabilities; asked for is b + c·T.
+    """
+    del layers[:]
+    layers.extend(chosen)
+    one, two, three = (saved_bytes(model, times * length) for times in (1, 2, 3))
+    return (3 * two - 2 * one - three) // length
 
 
 def _without_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -126,34 +191,53 @@ def _unless_mask(value: Any) -> Any:
     return None if is_mask else value
 
 
-def _tapped(model: Any, layers: nn.ModuleList, wanted: Iterable[str]) -> list[SiteLocation]:
+def _tapped(
+    model: Any,
+    layers: Sequence[tuple[nn.Module, FusedExperts | None]],
+    mixtures: Sequence[Mixture | None],
+    wanted: set[str],
+) -> list[SiteLocation]:
     """Where taps would hold a tensor: projections' outputs and, for `mlp.act`, the input of the last.
 
     Those that read one tensor are followed by the one that reads what became of them: attention first, then the MLP.
     """
-    names = set(wanted)
-    calls: list[tuple[nn.Module, torch.Tensor]] = []
+    calls: list[list[tuple[nn.Module, torch.Tensor]]] = [[] for _ in layers]
     with contextlib.ExitStack() as stack:
-        for layer in layers:
-            for module in layer.modules():
-                if linear_shape(module) is not None:
-                    look = module.register_forward_pre_hook(lambda m, args: calls.append((m, args[0])))
+        for own, (layer, _), mixture in zip(calls, layers, mixtures, strict=True):
+            skipped = () if mixture is None else mixture.skipped(layer)
+            for path, module in layer.named_modules():
+                if linear_shape(module) is not None and not any(lies_under(path, other) for other in skipped):
+                    look = module.register_forward_pre_hook(lambda m, args, own=own: own.append((m, args[0])))
                     stack.callback(look.remove)
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
     places: list[SiteLocation] = []
-    position = block = 0
-    while position < len(calls):
-        end = position + 1
-        while end < len(calls) and calls[end][1] is calls[position][1]:
-            end += 1
-        attention = block % 2 == 0
-        scored = {name for name in names if name.startswith("self_attn" if attention else "mlp.")}
-        if scored - {"mlp.act"}:
-            places += [SiteLocation(_ANY, module, "", slice(0)) for module, _ in calls[position:end]]
-        if "mlp.act" in scored:
-            places.append(SiteLocation(_ANY, calls[end][0], "", slice(0), "input"))
-        position, block = end + 1, block + 1
+    for own, (_, experts) in zip(calls, layers, strict=True):
+        position = block = 0
+        while position < len(own):
+            end = position + 1
+            while end < len(own) and own[end][1] is own[position][1]:
+                end += 1
+            scored = {name for name in wanted if name.startswith("self_attn" if block == 0 else "mlp.")}
+            scored -= set(EXPERT_MODULES) if experts is None else {*EXPERT_MODULES, *DENSE_MODULES}
+            if any(not name.endswith(".act") for name in scored):
+                places += [SiteLocation(_ANY, module, "", slice(0)) for module, _ in own[position:end]]
+            if any(name.endswith(".act") for name in scored):
+                places.append(SiteLocation(_ANY, own[end][0], "", slice(0), "input"))
+            position, block = end + 1, block + 1
+        if experts is not None:
+            places += _tapped_experts(experts, wanted)
+    return places
+
+
+def _tapped_experts(experts: FusedExperts, wanted: set[str]) -> list[SiteLocation]:
+    """The same of routed experts: what their first product puts out, and what their second takes in."""
+    scored = {name for name in EXPERT_MODULES if name in wanted}
+    places = []
+    if any(not name.endswith(".act") for name in scored):
+        places.append(SiteLocation(_ANY, experts.module, "", slice(0), "output", experts, experts.form.entry))
+    if any(name.endswith(".act") for name in scored):
+        places.append(SiteLocation(_ANY, experts.module, "", slice(0), "input", experts, experts.form.exit))
     return places
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from culnig_fast.architecture import Architecture, discover, find_layers, layer_kind, refuse_experts
+from culnig_fast.architecture import Architecture, discover_alike, find_layers, layer_kind
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import replaced_forward
-from culnig_fast.mixtures.probe import fused_holders
 from culnig_fast.probe import LayerProbe
 from culnig_fast.streaming.calls import Surroundings
-from culnig_fast.streaming.names import match_names
+from culnig_fast.streaming.names import match_buffers, match_names
+from culnig_fast.streaming.pieces import read_stored, tensor_names
 from culnig_fast.streaming.shards import Shards
 from culnig_fast.streaming.skeleton import build_skeleton
 from culnig_fast.streaming.weights import Part, Weights, part_of
@@ -76,16 +76,11 @@ def open_streamed(
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         raise CulnigError(f"{type(model).__name__} has no output embedding, so no answer has a probability")
-    mixtures = [path for layer in layers for path, _ in fused_holders(layer)]
-    if mixtures:
-        raise CulnigError(
-            f"weights of a mixture of experts ({mixtures[0]}) cannot be streamed; load {type(model).__name__} whole, "
-            "with device_map='auto' where one device does not hold it"
-        )
     needed = {id(p): p for module in (decoder, embedding, head) for p in module.parameters()}
     names = {id(p): name for name, p in model.named_parameters() if id(p) in needed}
     tensors = match_names(model, {names[key]: tuple(p.shape) for key, p in needed.items()}, shards)
     of = {key: tensors[name] for key, name in names.items()}
+    _load_buffers(model, decoder, shards)
     parts = [part_of([layer], of) for layer in layers]
     ends = (part_of([embedding], of), part_of([head], of))
     coming = {(id(slot.module), slot.name) for part in (*parts, *ends) for slot in part}
@@ -94,14 +89,29 @@ def open_streamed(
     with contextlib.ExitStack() as stack:
         stack.enter_context(weights.loaded(*ends))
         scout = stack.enter_context(_scouting(list(layers), weights, parts))
-        architecture = discover(model)
-        refuse_experts(architecture.locations, "streaming a model's weights")
+        architecture = discover_alike(model)
         surroundings = Surroundings(model, list(layers), embedding, scout.tupled())
         probes = tuple(LayerProbe(layer, *scout.calls[index]) for index, layer in enumerate(layers))
     with weights.loaded(ends[0]):
         surroundings.check_chain(_few_tokens(embedding, weights.device))
-    fingerprint = shards.fingerprint(list(of.values()))
+    fingerprint = shards.fingerprint(tensor_names(list(of.values())))
     return StreamedModel(architecture, surroundings, probes, weights, tuple(parts), *ends, fingerprint)
+
+
+def _load_buffers(model: Any, decoder: nn.Module, shards: Shards) -> None:
+    """Give buffers the values that the checkpoint holds of them, as a router's correction of its scores."""
+    saved = {
+        id(buffer)
+        for module in decoder.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set and buffer.is_floating_point()
+    }
+    buffers = {name: buffer for name, buffer in model.named_buffers() if id(buffer) in saved}
+    stored = match_buffers(model, {name: tuple(buffer.shape) for name, buffer in buffers.items()}, shards)
+    for name, pieces in stored.items():
+        value = torch.empty(buffers[name].shape, dtype=buffers[name].dtype)
+        read_stored(shards, pieces, value)
+        buffers[name].copy_(value)
 
 
 def _few_tokens(embedding: Any, device: torch.device) -> torch.Tensor:

@@ -45,11 +45,28 @@ def build_skeleton(folder: Path, shards: Shards, dtype: str, device: torch.devic
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CulnigError(f"cannot build the model of {folder} ({reason[0][:300]}); is it a causal decoder?") from error
     model.config._name_or_path = str(folder)
+    _keep_in_float32(model)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.to(device)
     return model.requires_grad_(False).eval()
+
+
+def _keep_in_float32(model: Any) -> None:
+    """What loading in half precision leaves in float32, parameters and buffers, as a router's correction of scores."""
+    if model.dtype not in (torch.float16, torch.bfloat16):
+        return
+    names = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if model.dtype == torch.float16:
+        names |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for path, module in model.named_modules() if names else ():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None or not any(part in f"{path}.{name}" for part in names):
+                    continue
+                wide = tensor.detach().float()
+                held[name] = nn.Parameter(wide, requires_grad=False) if isinstance(tensor, nn.Parameter) else wide
 
 
 def _dtype(config: Any, shards: Shards, dtype: str) -> torch.dtype:

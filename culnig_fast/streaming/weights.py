@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from culnig_fast.streaming.pieces import Stored, read_stored, tensor_names
 from culnig_fast.streaming.shards import Shards
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One parameter: the module that owns it, its name there, and the checkpoint's tensor."""
+    """One parameter: the module that owns it, its name there, and the checkpoint's tensors that it is made of."""
 
     module: nn.Module
     name: str
-    tensor: str
+    stored: Stored
 
 
 _ALIGNMENT = 64
@@ -30,8 +31,8 @@ Part = tuple[Slot, ...]
 """Parameters that come and go together."""
 
 
-def part_of(modules: Sequence[nn.Module], tensors: Mapping[int, str]) -> Part:
-    """All parameters below the modules; `tensors` names the checkpoint's tensor of each by the parameter's id."""
+def part_of(modules: Sequence[nn.Module], tensors: Mapping[int, Stored]) -> Part:
+    """All parameters below the modules; `tensors` names the checkpoint's tensors of each by the parameter's id."""
     return tuple(
         Slot(module, name, tensors[id(parameter)])
         for root in modules
@@ -77,15 +78,15 @@ class Weights:
             CulnigError: a tensor cannot be read.
         """
         empty: list[tuple[Slot, nn.Parameter]] = []
-        values: dict[str, torch.Tensor] = {}
+        values: dict[Stored, torch.Tensor] = {}
         try:
             for part in parts:
                 # A tensor that two parts share (a tied embedding) is read once.
-                if any(slot.tensor not in values for slot in part):
+                if any(slot.stored not in values for slot in part):
                     values |= self._arrived(part)
                 for slot in part:
                     empty.append((slot, _parameter(slot)))
-                    slot.module._parameters[slot.name] = nn.Parameter(values[slot.tensor], requires_grad=False)
+                    slot.module._parameters[slot.name] = nn.Parameter(values[slot.stored], requires_grad=False)
             values.clear()
             yield
         finally:
@@ -105,16 +106,16 @@ class Weights:
     def _warmed(self, part: Part) -> None:
         # What cannot be read is said by the read that follows.
         with contextlib.suppress(OSError):
-            self.shards.warm([slot.tensor for slot in part])
+            self.shards.warm(tensor_names([slot.stored for slot in part]))
 
-    def _staged(self, part: Part) -> tuple[dict[str, torch.Tensor], torch.cuda.Event]:
+    def _staged(self, part: Part) -> tuple[dict[Stored, torch.Tensor], torch.cuda.Event]:
         with torch.cuda.stream(self._stream):
             values = self._read(part)
             done = torch.cuda.Event()
             done.record(self._stream)
         return values, done
 
-    def _arrived(self, part: Part) -> dict[str, torch.Tensor]:
+    def _arrived(self, part: Part) -> dict[Stored, torch.Tensor]:
         """A part's values, from what was read ahead if that is it."""
         ahead = None
         if self._ahead is not None and self._ahead[0] is part:
@@ -128,28 +129,29 @@ class Weights:
             value.record_stream(current)
         return dict(values)
 
-    def _read(self, part: Part) -> dict[str, torch.Tensor]:
-        """Tensor name → value. Matrices lie one behind the other in one piece of memory, in the order of the slots.
+    def _read(self, part: Part) -> dict[Stored, torch.Tensor]:
+        """What each parameter is made of → its value.
 
-        So projections that read one tensor can be joined without a copy, a GPU gets the part in one transfer, and the
-        allocator is given large pieces alone, which it returns to the system.
+        Matrices lie one behind the other in one piece of memory, in the order of the slots. So projections that read
+        one tensor can be joined without a copy, a GPU gets the part in one transfer, and the allocator is given large
+        pieces alone, which it returns to the system.
         """
-        values: dict[str, torch.Tensor] = {}
+        values: dict[Stored, torch.Tensor] = {}
         ordered = sorted(part, key=lambda slot: _parameter(slot).dim() < 2)
         for dtype in dict.fromkeys(_parameter(slot).dtype for slot in ordered):
             step = _ALIGNMENT // dtype.itemsize
-            places: list[tuple[str, int, torch.Size]] = []
+            places: dict[Stored, tuple[int, torch.Size]] = {}
             end = 0
             for slot in ordered:
                 meta = _parameter(slot)
-                if meta.dtype == dtype and slot.tensor not in [place[0] for place in places]:
-                    places.append((slot.tensor, end, meta.shape))
+                if meta.dtype == dtype and slot.stored not in places:
+                    places[slot.stored] = end, meta.shape
                     end += -(-meta.numel() // step) * step
             host = torch.empty(end, dtype=dtype, pin_memory=self.device.type == "cuda")
-            for name, start, shape in places:
-                self.shards.read_into(name, host[start : start + shape.numel()].view(shape))
+            for stored, (start, shape) in places.items():
+                read_stored(self.shards, stored, host[start : start + shape.numel()].view(shape))
             there = host.to(self.device, non_blocking=True)
-            values |= {name: there[start : start + shape.numel()].view(shape) for name, start, shape in places}
+            values |= {key: there[at : at + shape.numel()].view(shape) for key, (at, shape) in places.items()}
         return values
 
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from command_line import invoke
 
-from culnig_fast.analysis.modules import Module, choose_modules, find_modules, pick_modules, rank_modules, to_yaml
+from culnig_fast.analysis.found_modules import Module, find_modules
+from culnig_fast.analysis.modules import choose_modules, pick_modules, rank_modules, to_yaml
 from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import NeuronLayout, NeuronSite

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 from wordlevel import make_questions, make_tokenizer
 
-from culnig_fast.analysis.modules import find_modules
+from culnig_fast.analysis.found_modules import find_modules
 from culnig_fast.errors import CulnigError
 from culnig_fast.finetuning import training
 from culnig_fast.finetuning.data import TrainingSet, training_set

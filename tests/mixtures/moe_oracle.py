@@ -7,8 +7,9 @@ differentiated, and a neuron's score is the maximum (or sum) over the tokens tha
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,29 +24,41 @@ Kept = dict[tuple[str, int, int], torch.Tensor]
 """(module name, expert or −1, token) → activations [columns] in the graph."""
 
 
-def one_expert(experts: Any, expert: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
-    """(gate, up, act, output's maker) of one token x [hidden] at one expert."""
+Alter = Callable[[int, str, torch.Tensor], torch.Tensor]
+"""Takes a layer, a module name and an expert's activations of one token; gives what stands in their place."""
+
+
+def as_is(layer: int, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Alters nothing."""
+    return tensor
+
+
+def one_expert(
+    experts: Any, expert: int, x: torch.Tensor, alter: Callable[[str, torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
+    """(gate, up, act, output) of one token x [hidden] at one expert."""
     if type(experts).__name__ == "GptOssExperts":
         both = x @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
         gate, up = both[0::2].clone(), both[1::2].clone()
     else:
         both = experts.gate_up_proj[expert] @ x
         gate, up = both[: len(both) // 2].clone(), both[len(both) // 2 :].clone()
+    gate, up = alter(EXPERTS[0], gate), alter(EXPERTS[1], up)
     for tensor in (gate, up):
         tensor.retain_grad()
     if type(experts).__name__ == "GptOssExperts":
         bent = gate.clamp(max=7.0)
-        act = (up.clamp(-7.0, 7.0) + 1) * bent * torch.sigmoid(1.702 * bent)
+        act = alter(EXPERTS[2], (up.clamp(-7.0, 7.0) + 1) * bent * torch.sigmoid(1.702 * bent))
         out = act @ experts.down_proj[expert] + experts.down_proj_bias[expert]
     else:
-        act = silu(gate) * up
+        act = alter(EXPERTS[2], silu(gate) * up)
         out = experts.down_proj[expert] @ act
     act.retain_grad()
     return gate, up, act, out
 
 
 @contextmanager
-def written_out(model: Any) -> Iterator[list[Kept]]:
+def written_out(model: Any, alter: Alter = as_is) -> Iterator[list[Kept]]:
     """Inside the block the model's experts run one token and one expert at a time; yields what each layer kept."""
     layers = model.model.layers
     kept: list[Kept] = [{} for _ in layers]
@@ -58,7 +71,7 @@ def written_out(model: Any) -> Iterator[list[Kept]]:
                 total = torch.zeros_like(hidden[token])
                 for slot in range(chosen.shape[1]):
                     expert = int(chosen[token, slot])
-                    *tensors, out = one_expert(layer.mlp.experts, expert, hidden[token])
+                    *tensors, out = one_expert(layer.mlp.experts, expert, hidden[token], partial(alter, index))
                     for name, tensor in zip(EXPERTS, tensors, strict=True):
                         kept[index][name, expert, token] = tensor
                     total = total + weights[token, slot] * out

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 from families import LISTED, UNLISTED, build
+from kept_bytes import kept_per_token
 from typer.testing import CliRunner
 
 from culnig_fast.architecture import discover
-from culnig_fast.attributor import Attributor
 from culnig_fast.cli import app
 from culnig_fast.errors import CulnigError
 from culnig_fast.pipeline.reading import presets
@@ -49,26 +49,6 @@ def a_config(name: str) -> Any:
 def a_model(name: str) -> Any:
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(a_config(name)).eval()
-
-
-def kept_per_token(model: Any, path: str) -> tuple[float, int]:
-    """Bytes a token that autograd keeps in an attributor's forward, by the difference of two lengths; fused layers."""
-    sizes = []
-    with Attributor(model, path=path) as attributor:
-        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        for length in (32, 64):
-            kept: dict[int, torch.Tensor] = {}
-
-            def pack(tensor: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
-                if tensor.untyped_storage().data_ptr() not in own:
-                    kept[tensor.untyped_storage().data_ptr()] = tensor
-                return tensor
-
-            input_ids = torch.arange(length)[None] % 60 + 3
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                attributor.forward(input_ids, torch.tensor([length]))
-            sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
-    return (sizes[1] - sizes[0]) / 32, len(attributor.fusion.layers)
 
 
 @pytest.mark.parametrize("name", PLANNED)
@@ -152,7 +132,7 @@ def test_what_fits_and_how_long_it_takes() -> None:
         ({"model_type": "llama", "num_hidden_layers": 10**9}, "can be planned for"),
         ({"model_type": "llama", "num_hidden_layers": "many"}, "no configuration|can be planned|layers"),
         ({"model_type": "t5"}, "T5|decoder"),
-        ({"model_type": "mixtral", "num_hidden_layers": 1, "num_local_experts": 2}, "cannot be told"),
+        ({"model_type": "falcon", "num_hidden_layers": 1, "ffn_hidden_size": 77}, "cannot be told"),
     ],
 )
 def test_a_config_that_makes_no_decoder_is_refused(value: Any, words: str, tmp_path: Path) -> None:
