@@ -80,7 +80,7 @@ class ModuleAttributor:
         if n_groups < 1:
             raise CulnigError(f"n_groups is {n_groups}; an attribution needs at least one group")
         self.model, self.n_groups, self.reduction = unwrapped(model), n_groups, reduction
-        resolved = resolve_sites(self.model, sites, modules)
+        resolved = resolve_sites(model, sites, modules)
         self._places = [_Place(number, site, module) for number, (site, module) in enumerate(resolved)]
         self._watch = [tuple(one) for one in watch]
         self._copied = overwrites(self.model) if copied is None else copied

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.wrappers import module_of
+from culnig_fast.wrappers import module_of, named_by_torch
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,8 @@ class ModuleSite:
 
 
 SiteLike = Any
-"""A `ModuleSite`, or short for one: a path, the module itself, nnsight's envoy of it, or one of these and columns."""
+"""A `ModuleSite`, or short for one: a path, the module itself, nnsight's envoy of it, or one of these and columns.
+In a model that nnsight has wrapped also a path as nnsight writes it, `.input` or `.output` at its end."""
 
 
 def resolve_sites(
@@ -53,7 +54,7 @@ def resolve_sites(
     """Each site with its module.
 
     Args:
-        model: the module whose parts the sites are.
+        model: the module whose parts the sites are, or nnsight's wrapper of it.
         sites: what to score.
         modules: the names that paths are, with their modules; None means `named_modules()`.
 
@@ -62,10 +63,11 @@ def resolve_sites(
     """
     if isinstance(sites, (str, ModuleSite)):
         sites = [sites]
+    wrapper, model = model, module_of(model)
     modules = dict(model.named_modules()) if modules is None else modules
     found = []
     for one in sites:
-        site = _site(one, modules)
+        site = _in_torchs_words(wrapper, _site(one, modules), modules)
         if site.path not in modules:
             raise CulnigError(f"{type(model).__name__} has no module {site.path!r}{_like(site.path, list(modules))}")
         if site.side not in ("output", "input"):
@@ -91,6 +93,13 @@ def _site(one: SiteLike, modules: Mapping[str, Any]) -> ModuleSite:
     if path is None:
         raise CulnigError(f"a {type(module).__name__} was given as a site, but is no part of the model")
     return ModuleSite(path, *columns)
+
+
+def _in_torchs_words(wrapper: Any, site: ModuleSite, modules: Mapping[str, Any]) -> ModuleSite:
+    path, end = named_by_torch(wrapper, site.path, modules)
+    if path == site.path:
+        return site
+    return replace(site, path=path, side="input" if end == "input" else site.side)
 
 
 def _like(path: str, known: Sequence[str]) -> str:
