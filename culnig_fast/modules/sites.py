@@ -83,16 +83,14 @@ def resolve_sites(
 
 
 def _site(one: SiteLike, modules: Mapping[str, Any]) -> ModuleSite:
-    if isinstance(one, ModuleSite):
-        return one
-    what, *columns = one if isinstance(one, tuple) else (one,)
-    if isinstance(what, str):
-        return ModuleSite(what, *columns)
-    module = module_of(what)
+    site = one if isinstance(one, ModuleSite) else ModuleSite(*(one if isinstance(one, tuple) else (one,)))
+    if isinstance(site.path, str):
+        return site
+    module = module_of(site.path)
     path = next((path for path, known in modules.items() if known is module), None)
     if path is None:
         raise CulnigError(f"a {type(module).__name__} was given as a site, but is no part of the model")
-    return ModuleSite(path, *columns)
+    return replace(site, path=path)
 
 
 def _in_torchs_words(wrapper: Any, site: ModuleSite, modules: Mapping[str, Any]) -> ModuleSite:
