@@ -82,8 +82,8 @@ def check_storable(model: Any) -> None:
     """CulnigError for a model whose layers a bridge has replaced by its own, which no checkpoint can hold."""
     if any(_comes_from(module, "transformer_lens") for module in model.modules()):
         raise CulnigError(
-            "a bridge of TransformerLens has put its own layers into this model, which would be no ordinary checkpoint; "
-            "load the Hugging Face model anew and bake that, or use suppress() or enhance()"
+            "a bridge of TransformerLens has put its own layers into this model, which is no ordinary checkpoint any "
+            "more; load the Hugging Face model anew and bake that, or use suppress() or enhance()"
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,8 @@ from culnig_fast.modules.sites import ModuleSite
 
 _BY_HEAD_FIRST = ("_pattern", "_attn_scores")
 """[batch, head, query, key]: no neurons at token positions."""
+_NORMED_HEADS = re.compile(r"(hook_[qk]_normed|[.][qk]_norm[.]hook_\w+)$")
+"""Heads before positions in many models, which points say since version 4."""
 
 
 class HookedAttributor(ModuleAttributor):
@@ -67,21 +70,23 @@ def hooked_attributor(
     if not isinstance(points, dict):
         raise CulnigError(f"{type(model).__name__} has no hook_dict; give a TransformerBridge, or use ModuleAttributor")
     given = [hooks] if isinstance(hooks, (str, tuple)) else list(hooks)
-    sites = [site for one in given for site in _sites(one, list(points))]
+    sites = [site for one in given for site in _sites(one, points)]
     return HookedAttributor(model, sites, modules=points, **options)
 
 
-def _sites(one: str | tuple[str, Any], names: list[str]) -> list[ModuleSite]:
+def _sites(one: str | tuple[str, Any], points: Mapping[str, Any]) -> list[ModuleSite]:
     """What one entry stands for, in the model's order."""
     name, detail = one if isinstance(one, tuple) else (one, None)
     columns = detail if isinstance(detail, slice) else slice(None)
     if detail is not None and not isinstance(detail, slice):
         name = _long_form(name, detail)
     # A name that nothing matches stays one, and is refused with the names that are like it.
-    found = [known for known in names if fnmatchcase(known, name)] or [name]
+    found = [known for known in points if fnmatchcase(known, name)] or [name]
     for known in found:
         if known.endswith(_BY_HEAD_FIRST):
             raise CulnigError(f"{known} is [batch, head, query, key] and holds no neurons; name another hook")
+        if known in points and _NORMED_HEADS.search(known) and not hasattr(points[known], "pos_dim"):
+            raise CulnigError(f"{known} does not say which dimension counts positions; upgrade to TransformerLens 4")
     return [ModuleSite(known, columns, dim=None) for known in found]
 
 

@@ -84,9 +84,10 @@ def resolve_sites(
 
 def _site(one: SiteLike, modules: Mapping[str, Any]) -> ModuleSite:
     site = one if isinstance(one, ModuleSite) else ModuleSite(*(one if isinstance(one, tuple) else (one,)))
-    if isinstance(site.path, str):
+    what: Any = site.path
+    if isinstance(what, str):
         return site
-    module = module_of(site.path)
+    module = module_of(what)
     path = next((path for path, known in modules.items() if known is module), None)
     if path is None:
         raise CulnigError(f"a {type(module).__name__} was given as a site, but is no part of the model")
