@@ -21,7 +21,7 @@ from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.probe import linear_shape
 from culnig_fast.quantised import device_of, why_not_plain
 from culnig_fast.tap import hook_tensor
-from culnig_fast.wrappers import decoder_of
+from culnig_fast.wrappers import check_storable, decoder_of
 
 
 @contextlib.contextmanager
@@ -84,12 +84,13 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
         the edited model.
 
     Raises:
-        CulnigError: as `scaled`; or weights that are quantised or shared between modules.
+        CulnigError: as `scaled`; or weights that are quantised or shared between modules, or a model inside a bridge.
     """
     given: Any = neurons
     if isinstance(given, ModuleNeurons):
         raise CulnigError("bake writes a NeuronSet into a decoder; change ModuleNeurons by suppress() or scaled()")
     model = decoder_of(model)
+    check_storable(model)
     edits = _columns_by_site(discover(model), neurons)
     shared = _shared_parameters(model)
     for location, _ in edits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from culnig_fast.errors import CulnigError
@@ -26,6 +27,33 @@ def unwrapped(model: Any) -> Any:
     return module
 
 
+def named_by_torch(model: Any, path: str, known: Container[str]) -> tuple[str, str]:
+    """What torch calls the module that nnsight calls `path`, and which end of it is meant.
+
+    nnsight's paths begin with the wrapper's own (`model.` by default) and may end in `.input` or `.output`. A name that
+    torch knows is taken as torch's.
+
+    Args:
+        model: what the path is in; only where nnsight has wrapped it is there anything to translate.
+        path: the name.
+        known: names of the model's modules.
+
+    Returns:
+        the name, as given where no module has it in either way, and `input`, `output` or nothing.
+    """
+    if path in known or not _comes_from(model, "nnsight"):
+        return path, ""
+    root = str(getattr(model, "path", ""))
+    inside = "" if path == root else path.removeprefix(f"{root}.")
+    for name in (path, inside):
+        stem, _, end = name.rpartition(".")
+        if name in known:
+            return name, ""
+        if end in ("input", "output") and stem in known:
+            return stem, end
+    return path, ""
+
+
 def decoder_of(model: Any) -> Any:
     """The Hugging Face model inside a wrapper of nnsight or a bridge of TransformerLens; anything else as it is.
 
@@ -41,12 +69,22 @@ def decoder_of(model: Any) -> Any:
             f"a {type(module).__name__} holds no Hugging Face model; score it with culnig_fast.hooked_attributor, "
             "under its hook names"
         )
-    if getattr(module, "compatibility_mode", False):
+    # Both enable_compatibility_mode() and process_weights() say so here; a version that does not is not trusted.
+    if getattr(module, "_weights_processed", True):
         raise CulnigError(
-            "enable_compatibility_mode() has rewritten the weights of this bridge; give the Hugging Face model as it "
-            "was loaded, or score the bridge with culnig_fast.hooked_attributor"
+            "enable_compatibility_mode() or process_weights() has rewritten the weights of this bridge; give the "
+            "Hugging Face model as it was loaded, or score the bridge with culnig_fast.hooked_attributor"
         )
     return inside
+
+
+def check_storable(model: Any) -> None:
+    """CulnigError for a model whose layers a bridge has replaced by its own, which no checkpoint can hold."""
+    if any(_comes_from(module, "transformer_lens") for module in model.modules()):
+        raise CulnigError(
+            "a bridge of TransformerLens has put its own layers into this model, which is no ordinary checkpoint any "
+            "more; load the Hugging Face model anew and bake that, or use suppress() or enhance()"
+        )
 
 
 def _comes_from(value: Any, package: str) -> bool:

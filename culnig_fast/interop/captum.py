@@ -18,7 +18,7 @@ from culnig_fast.modules.reduction import checked_batch, reduced
 from culnig_fast.modules.sites import ModuleSite
 from culnig_fast.positions import check_reduction
 from culnig_fast.tap import was_overwritten
-from culnig_fast.wrappers import module_of, unwrapped
+from culnig_fast.wrappers import module_of, named_by_torch, unwrapped
 
 Product = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -41,7 +41,7 @@ class LayerActGrad:
     """
 
     def __init__(self, model: Callable[..., Any], layers: nn.Module | str | Sequence[nn.Module | str]) -> None:
-        self.model = unwrapped(model)
+        self.wrapper, self.model = model, unwrapped(model)
         self.alone = not isinstance(layers, (list, tuple))
         given: list[Any] = list(layers) if isinstance(layers, (list, tuple)) else [layers]
         if not given:
@@ -177,9 +177,12 @@ class LayerActGrad:
         if isinstance(layer, nn.Module):
             return layer
         modules: dict[str, nn.Module] = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
-        if layer not in modules:
+        path, end = named_by_torch(self.wrapper, layer, modules)
+        if end == "input":
+            raise CulnigError(f"{layer!r} is what the layer takes in; name it alone, and attribute_to_layer_input=True")
+        if path not in modules:
             raise CulnigError(f"the model has no module {layer!r}; named_modules() lists them")
-        return modules[layer]
+        return modules[path]
 
     def _name(self, layer: nn.Module, number: int) -> str:
         """A layer's path, for messages."""

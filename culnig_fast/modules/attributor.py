@@ -81,7 +81,7 @@ class ModuleAttributor:
     ) -> None:
         check_reduction(reduction)
         self.model, self.n_groups, self.reduction = unwrapped(model), n_groups, reduction
-        resolved = resolve_sites(self.model, sites, modules)
+        resolved = resolve_sites(model, sites, modules)
         self._places = [_Place(number, site, module) for number, (site, module) in enumerate(resolved)]
         self._watch = [tuple(one)[:3] for one in watch]
         self._copied = overwrites(self.model) if copied is None else copied

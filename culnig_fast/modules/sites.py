@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import whole
-from culnig_fast.wrappers import module_of
+from culnig_fast.wrappers import module_of, named_by_torch
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,8 @@ class ModuleSite:
 SIDES = ("output", "input")
 
 SiteLike = Any
-"""A `ModuleSite`, or short for one: a path, the module itself, nnsight's envoy of it, or one of these and columns."""
+"""A `ModuleSite`, or short for one: a path, the module itself, nnsight's envoy of it, or one of these and columns.
+In a model that nnsight has wrapped also a path as nnsight writes it, `.input` or `.output` at its end."""
 
 
 def neurons_last(site: ModuleSite, tensor: torch.Tensor) -> torch.Tensor:
@@ -75,7 +76,7 @@ def resolve_sites(
     """Each site with its module.
 
     Args:
-        model: the module whose parts the sites are.
+        model: the module whose parts the sites are, or nnsight's wrapper of it.
         sites: what to score.
         modules: the names that paths are, with their modules; None means `named_modules()`.
 
@@ -84,10 +85,11 @@ def resolve_sites(
     """
     if isinstance(sites, (str, ModuleSite)):
         sites = [sites]
+    wrapper, model = model, module_of(model)
     modules = dict(model.named_modules()) if modules is None else modules
     found = []
     for one in sites:
-        site = _site(one, modules)
+        site = _in_torchs_words(wrapper, _site(one, modules), modules)
         if site.path not in modules:
             raise CulnigError(f"{type(model).__name__} has no module {site.path!r}{_like(site.path, list(modules))}")
         if site.side not in SIDES:
@@ -103,16 +105,22 @@ def resolve_sites(
 
 
 def _site(one: SiteLike, modules: Mapping[str, Any]) -> ModuleSite:
-    if isinstance(one, ModuleSite):
-        return one
-    what, *columns = one if isinstance(one, tuple) else (one,)
+    site = one if isinstance(one, ModuleSite) else ModuleSite(*(one if isinstance(one, tuple) else (one,)))
+    what: Any = site.path
     if isinstance(what, str):
-        return ModuleSite(what, *columns)
+        return site
     module = module_of(what)
     path = next((path for path, known in modules.items() if known is module), None)
     if path is None:
         raise CulnigError(f"a {type(module).__name__} was given as a site, but is no part of the model")
-    return ModuleSite(path, *columns)
+    return replace(site, path=path)
+
+
+def _in_torchs_words(wrapper: Any, site: ModuleSite, modules: Mapping[str, Any]) -> ModuleSite:
+    path, end = named_by_torch(wrapper, site.path, modules)
+    if path == site.path:
+        return site
+    return replace(site, path=path, side="input" if end == "input" else site.side)
 
 
 def _like(path: str, known: Sequence[str]) -> str:
