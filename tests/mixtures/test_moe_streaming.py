@@ -70,11 +70,11 @@ def test_the_same_bits_as_in_memory(family: str, tmp_path: Path) -> None:
         assert np.array_equal(streamed(tmp_path, sites=sites(model), stream_tokens=tokens).totals, found.totals)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_other_reductions(reduction: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"reduction": "sum"}, {"reduction": "mean"}, {"sites": ["self_attn.v_proj"]}])
+def test_other_options(options: dict[str, Any], tmp_path: Path) -> None:
     model = saved(tmp_path, "qwen3_moe")
-    memory = cf.attribute(model, TOKENIZER, QUESTIONS, reduction=reduction, **OPTIONS)
-    assert np.array_equal(streamed(tmp_path, reduction=reduction).totals, memory.totals)
+    memory = cf.attribute(model, TOKENIZER, QUESTIONS, **options, **OPTIONS)
+    assert np.array_equal(streamed(tmp_path, **options).totals, memory.totals)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -161,6 +161,7 @@ def test_a_routers_correction_is_read_from_the_checkpoint(tmp_path: Path) -> Non
     model = made(config)
     assert any("e_score_correction_bias" in name and value.any() for name, value in model.named_buffers())
     model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
     memory = cf.attribute(model, TOKENIZER, QUESTIONS, **OPTIONS)
     assert "mlp.experts.gate_proj" in memory.layout.module_names
     assert np.array_equal(streamed(tmp_path).totals, memory.totals)
