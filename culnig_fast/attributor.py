@@ -112,7 +112,8 @@ class Attributor:
             stack.callback(head.remove)
             leaf = self.architecture.embedding.register_forward_hook(_make_leaf)
             stack.callback(leaf.remove)
-            check_gradients(self.architecture, lambda: self._few_logits(head))
+            found = self.architecture
+            check_gradients(found.model, found.layers, found.head, lambda: self._few_logits(head))
             self._masked = False
             self._scorers = stack.enter_context(contextlib.ExitStack())
             self._attach(head)

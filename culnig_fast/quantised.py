@@ -8,8 +8,8 @@ there without a word, and every neuron below would be scored 0.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +17,6 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.probe import linear_shape
-
-if TYPE_CHECKING:
-    from culnig_fast.architecture import Architecture
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,19 +41,22 @@ def device_of(module: nn.Module) -> torch.device:
     raise CulnigError(f"{type(module).__name__} holds no weights, so it cannot be told where it runs")
 
 
-def check_gradients(architecture: Architecture, logits: Callable[[], torch.Tensor]) -> None:
+def check_gradients(
+    model: nn.Module, layers: Iterable[nn.Module], head: nn.Module, logits: Callable[[], torch.Tensor]
+) -> None:
     """Prove that every site of a model with quantised projections gets its gradient.
 
     Runs the model forward and backward once on a few tokens, only where a projection is not plain.
 
     Args:
-        architecture: the model, frozen and in evaluation mode, with its embedding's output as the leaf.
+        model: frozen and in evaluation mode, with its embedding's output as the leaf.
+        layers, head: of it, where projections are looked for.
         logits: runs it.
 
     Raises:
         CulnigError: names the projection that passes none, or whose gradient is not finite, and the remedy.
     """
-    projections = _projections(architecture)
+    projections = _projections(model, layers, head)
     if all(why_not_plain(module) is None for module in projections.values()):
         return
     stopped: list[str] = []
@@ -83,11 +83,11 @@ def check_gradients(architecture: Architecture, logits: Callable[[], torch.Tenso
         )
 
 
-def _projections(architecture: Architecture) -> dict[str, nn.Module]:
+def _projections(model: nn.Module, layers: Iterable[nn.Module], head: nn.Module) -> dict[str, nn.Module]:
     """Every linear projection of the layers, and the output embedding, by path."""
-    inside = {module for layer in architecture.layers for module in layer.modules() if linear_shape(module) is not None}
-    inside.add(architecture.head)
-    return {path: module for path, module in architecture.model.named_modules() if module in inside}
+    inside = {module for layer in layers for module in layer.modules() if linear_shape(module) is not None}
+    inside.add(head)
+    return {path: module for path, module in model.named_modules() if module in inside}
 
 
 def _unreached(objective: torch.Tensor, outputs: dict[str, torch.Tensor]) -> list[str]:
