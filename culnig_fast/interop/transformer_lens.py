@@ -103,15 +103,16 @@ def _long_form(name: str, layer: Any) -> str:
 
 @contextlib.contextmanager
 def _announced(model: Any, name: str, point: Any) -> Iterator[None]:
-    """The point counts as hooked for the library, which lets some take part in the forward pass only then.
+    """The point counts as hooked for the library, forward and backward, by a hook that changes nothing.
 
-    A hook that changes nothing stands among the forward and the backward hooks: a bridge's norms put `hook_scale` and
-    `hook_normalized` on the way of the gradient when there are some of the latter.
+    Some take part in the forward pass only then: a bridge's norms compute `hook_scale` and `hook_normalized` beside
+    the way of the gradient otherwise, and scaled contributions to the residual stream do not pass a point at all
+    (before version 4 not even with a forward hook, if that changes nothing).
     """
     try:
         # A permanent hook, so that the caller's reset_hooks() leaves it.
         model.add_hook(name, _nothing, is_permanent=True)
-    except (AssertionError, ValueError) as error:  # of version 4, and before
+    except (AssertionError, ValueError) as error:  # before version 4, and since
         raise CulnigError(f"{name} cannot be scored: {error}") from error
     handle = point.fwd_hooks[-1]
     point.bwd_hooks.append(handle)

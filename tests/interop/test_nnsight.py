@@ -90,8 +90,9 @@ def test_paths_as_nnsight_writes_them(nnsight: Any) -> None:
     for wrong in (f"{down.path}.inputs", "model.model.layers.9.mlp"):
         with pytest.raises(cf.CulnigError, match="has no module"):
             cf.ModuleAttributor(wrapped, [wrong])
-    with pytest.raises(cf.CulnigError, match="has no module"):
-        cf.ModuleAttributor(model, [down.path])  # nothing is translated where nothing is wrapped
+    for foreign in (down.path, f"{path}.input"):  # nothing is translated where nothing is wrapped
+        with pytest.raises(cf.CulnigError, match="has no module"):
+            cf.ModuleAttributor(model, [foreign])
 
 
 def test_what_a_trace_changes_is_what_is_scored(nnsight: Any) -> None:
