@@ -131,6 +131,21 @@ def test_experts_in_a_list_are_counted_alike() -> None:
         widths_of(listed, layers, mixtures_of(listed, layers))
 
 
+def test_what_experts_in_a_list_keep_is_said_to_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = config_file(tmp_path, "mixtral")
+    expected = plan(source)
+    auto = transformers.AutoModelForCausalLM
+    build = auto.from_config
+    monkeypatch.setattr(auto, "from_config", lambda *args, **options: as_list(build(*args, **options)))
+    made = plan(source, memory=10**9)
+    assert (made.neurons, made.mixture, made.parameters) == (expected.neurons, expected.mixture, expected.parameters)
+    kept = made.activations
+    assert (kept.fused, kept.fused_cpu, kept.taps, kept.recomputed) == (None, None, None, None)
+    assert made.fit is not None and made.fit["in_memory"] is None and made.fit["stream"] is None
+    text = CliRunner().invoke(app, ["plan", source, "--memory", "1GB"]).output
+    assert text.count("not known") == 4
+
+
 def test_a_weight_more_is_not_left_out_silently() -> None:
     for where in ("mlp", "self_attn"):
         model = families.build("qwen2_moe")
