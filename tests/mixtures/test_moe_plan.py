@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from kept_bytes import kept_per_token
-from listed_mixture import as_list
+from listed_mixture import as_list, put_in_lists
 from typer.testing import CliRunner
 
 from culnig_fast.architecture import discover, find_layers
@@ -136,7 +136,7 @@ def test_what_experts_in_a_list_keep_is_said_to_be_unknown(tmp_path: Path, monke
     expected = plan(source)
     auto = transformers.AutoModelForCausalLM
     build = auto.from_config
-    monkeypatch.setattr(auto, "from_config", lambda *args, **options: as_list(build(*args, **options)))
+    monkeypatch.setattr(auto, "from_config", lambda *args, **options: put_in_lists(build(*args, **options)))
     made = plan(source, memory=10**9)
     assert (made.neurons, made.mixture, made.parameters) == (expected.neurons, expected.mixture, expected.parameters)
     kept = made.activations
