@@ -162,6 +162,7 @@ def test_experts_that_attribution_does_not_know_are_refused(tmp_path: Path) -> N
 
 
 def test_the_command_says_what_a_token_passes() -> None:
-    text = CliRunner().invoke(app, ["plan", "qwen3-30b-a3b", "--memory", "80GB"]).output
-    assert "128 experts of 768 in each of 48 layers; a token passes 8 of them" in text
-    assert "98,304 a layer" in text
+    text = CliRunner().invoke(app, ["plan", "mixtral-8x7b", "--memory", "80GB"]).output
+    assert "8 experts of 14,336 in each of 32 layers; a token passes 2 of them" in text
+    assert "114,688 a layer" in text
+    assert "needs --stream" in text
