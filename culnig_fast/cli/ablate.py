@@ -83,6 +83,7 @@ def ablate(
     from culnig_fast.baselines.ablation import ablate as run_ablation
     from culnig_fast.baselines.ablation import agreement
     from culnig_fast.neuron_sets import NeuronSet
+    from culnig_fast.selection.pools import mlp_modules_of
     from culnig_fast.selection.rules import select_random
 
     asked = load_questions(task, data, topics, split, tokenizer)
@@ -92,8 +93,7 @@ def ablate(
         chosen = NeuronSet.load(neurons)
     else:
         architecture = discover(loaded)
-        gate = [n for n in ("mlp.gate_proj", "mlp.up_proj") if n in architecture.layout().module_names][:1]
-        pool = site or gate
+        pool = site or mlp_modules_of(architecture.layout())
         chosen = select_random(architecture.layout(pool), random or 0, seed=seed, module_names=pool)
     options: dict[str, Any] = {
         "batch_tokens": batch_tokens,

@@ -100,8 +100,8 @@ def taps_per_token(
 ) -> TapBytes | None:
     """What the layers' own code and the taps save, counted on fake tensors; None where they do not run.
 
-    One layer of each kind is run, alone and twice in a row. Routed experts run as they do under taps, and evenly: how
-    tokens fall to them changes nothing of what is kept.
+    One layer of each kind is run, alone and twice in a row. Routed experts run as they do under taps, and all tokens go
+    to the first: how they fall changes nothing of what is kept.
 
     Args:
         model: of fake tensors; it loses layers, so it comes last.
@@ -124,7 +124,7 @@ def taps_per_token(
             # Other layers keep what those of their kind do: nothing is learnt from running all of them.
             del layers[:]
             layers.extend([every[index] for index in chosen])
-            run = [(every[index], _even(mixtures[index])) for index in chosen]
+            run = [(every[index], _unasked(mixtures[index])) for index in chosen]
             for layer, experts in run:
                 unmasked = layer.register_forward_pre_hook(_without_mask, with_kwargs=True)
                 stack.callback(unmasked.remove)
@@ -143,13 +143,12 @@ def taps_per_token(
     return TapBytes(tuple(each[of_kind[kind]] for kind in kinds), once[len(kinds) - 1] - each[len(kinds) - 1])
 
 
-class _EvenExperts(FusedExperts):
-    """Experts whose rows are divided evenly, so that nothing is asked of values."""
+class _Unasked(FusedExperts):
+    """Experts of which the first gets all rows, so that nothing is asked of values and one product is run."""
 
     def rows_of(self, chosen: torch.Tensor) -> list[int]:
         """See `FusedExperts`."""
-        whole, left = divmod(len(chosen), self.count)
-        return [whole + (expert < left) for expert in range(self.count)]
+        return [len(chosen)] + [0] * (self.count - 1)
 
 
 def _no_score(location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None) -> None:
@@ -160,13 +159,13 @@ def _unchanged(values: torch.Tensor, routing: Routing) -> torch.Tensor:
     return values
 
 
-def _even(mixture: Mixture | None) -> _EvenExperts | None:
+def _unasked(mixture: Mixture | None) -> _Unasked | None:
     """Raises where the layer's experts need values."""
     if mixture is None:
         return None
     if not isinstance(mixture.experts, FusedExperts):
         raise CulnigError("which rows a list's experts get is found by their values")
-    return _EvenExperts(mixture.experts.module, mixture.experts.path, mixture.experts.form)
+    return _Unasked(mixture.experts.module, mixture.experts.path, mixture.experts.form)
 
 
 def _kept_of(model: Any, layers: nn.ModuleList, chosen: Sequence[nn.Module], length: int) -> int:

@@ -47,7 +47,11 @@ class Block(nn.Module):
 
 def as_list(fused: Any) -> Any:
     """A copy of a Mixtral with its experts in lists."""
-    model = copy.deepcopy(fused)
+    return put_in_lists(copy.deepcopy(fused))
+
+
+def put_in_lists(model: Any) -> Any:
+    """The Mixtral itself, with its experts in lists from now on."""
     for layer in model.model.layers:
         held = layer.mlp.experts
         experts = [

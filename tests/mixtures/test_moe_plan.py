@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from kept_bytes import kept_per_token
-from listed_mixture import as_list
+from listed_mixture import as_list, put_in_lists
 from typer.testing import CliRunner
 
 from culnig_fast.architecture import discover, find_layers
@@ -131,6 +131,21 @@ def test_experts_in_a_list_are_counted_alike() -> None:
         widths_of(listed, layers, mixtures_of(listed, layers))
 
 
+def test_what_experts_in_a_list_keep_is_said_to_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = config_file(tmp_path, "mixtral")
+    expected = plan(source)
+    auto = transformers.AutoModelForCausalLM
+    build = auto.from_config
+    monkeypatch.setattr(auto, "from_config", lambda *args, **options: put_in_lists(build(*args, **options)))
+    made = plan(source, memory=10**9)
+    assert (made.neurons, made.mixture, made.parameters) == (expected.neurons, expected.mixture, expected.parameters)
+    kept = made.activations
+    assert (kept.fused, kept.fused_cpu, kept.taps, kept.recomputed) == (None, None, None, None)
+    assert made.fit is not None and made.fit["in_memory"] is None and made.fit["stream"] is None
+    text = CliRunner().invoke(app, ["plan", source, "--memory", "1GB"]).output
+    assert text.count("not known") == 4
+
+
 def test_a_weight_more_is_not_left_out_silently() -> None:
     for where in ("mlp", "self_attn"):
         model = families.build("qwen2_moe")
@@ -147,6 +162,7 @@ def test_experts_that_attribution_does_not_know_are_refused(tmp_path: Path) -> N
 
 
 def test_the_command_says_what_a_token_passes() -> None:
-    text = CliRunner().invoke(app, ["plan", "qwen3-30b-a3b", "--memory", "80GB"]).output
-    assert "128 experts of 768 in each of 48 layers; a token passes 8 of them" in text
-    assert "98,304 a layer" in text
+    text = CliRunner().invoke(app, ["plan", "mixtral-8x7b", "--memory", "80GB"]).output
+    assert "8 experts of 14,336 in each of 32 layers; a token passes 2 of them" in text
+    assert "114,688 a layer" in text
+    assert "needs --stream" in text

@@ -77,6 +77,10 @@ def test_other_options(options: dict[str, Any], tmp_path: Path) -> None:
     assert np.array_equal(streamed(tmp_path, **options).totals, memory.totals)
 
 
+def dtypes_of(model: Any) -> dict[str, torch.dtype]:
+    return {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 def test_in_half_precision(family: str, dtype: str, tmp_path: Path) -> None:
@@ -84,6 +88,7 @@ def test_in_half_precision(family: str, dtype: str, tmp_path: Path) -> None:
     model, _ = load_model(str(tmp_path), device="cpu")
     memory = cf.attribute(model, TOKENIZER, QUESTIONS, **OPTIONS)
     assert np.array_equal(streamed(tmp_path).totals, memory.totals)
+    assert dtypes_of(open_streamed(tmp_path).architecture.model) == dtypes_of(model)
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -168,6 +173,7 @@ def test_a_routers_correction_is_read_from_the_checkpoint(tmp_path: Path) -> Non
     loaded, _ = load_model(str(tmp_path), dtype="bfloat16", device="cpu")
     memory = cf.attribute(loaded, TOKENIZER, QUESTIONS, **OPTIONS)
     assert np.array_equal(streamed(tmp_path, dtype="bfloat16").totals, memory.totals)
+    assert dtypes_of(open_streamed(tmp_path, dtype="bfloat16").architecture.model) == dtypes_of(loaded)
 
 
 def changed(folder: Path, change: Any) -> None:

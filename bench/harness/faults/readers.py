@@ -62,6 +62,20 @@ def activation_table() -> Any:
     return ActivationTable(positive, values, values, tokens, counts, ("China", "Spain", "UK"), ("q",), layout())
 
 
+def expert_activation_table() -> Any:
+    """Small counters of two countries, with routed experts."""
+    from culnig_fast.baselines.activations import ActivationTable
+    from culnig_fast.neurons import NeuronLayout, NeuronSite
+
+    experts = NeuronLayout(
+        [NeuronSite("self_attn.q_proj", 0, 4), *(NeuronSite("mlp.experts.gate_proj", i, 6, 3) for i in range(2))]
+    )
+    values = np.abs(np.random.default_rng(0).standard_normal((2, experts.size)))
+    positive, visits = (4 * values).astype(np.int64), np.full((2, 6), 20)
+    tokens, counts = np.array([40, 50]), np.array([2, 2])
+    return ActivationTable(positive, values, values, tokens, counts, ("China", "Spain"), ("q",), experts, visits=visits)
+
+
 def instance_table() -> Any:
     """Three samples."""
     from culnig_fast.instances import InstanceTable
@@ -270,7 +284,7 @@ def _load_activations(path: Path) -> Any:
     from culnig_fast.baselines.activations import ActivationTable
 
     table = ActivationTable.load(path)
-    return table.merged({"Both": table.groups[:2]}), table.scores()
+    return table.merged({"Both": table.groups[:2]}), table.scores(), table.probability()
 
 
 def task_reader(
@@ -303,6 +317,7 @@ def file_readers() -> tuple[Reader, ...]:
     return (
         _table_reader("score table", score_table, _load_scores),
         _table_reader("activation counters", activation_table, _load_activations),
+        _table_reader("activation counters of experts", expert_activation_table, _load_activations),
         _table_reader("instances", instance_table, _load_instances),
         _table_reader("module scores", module_scores, _load_module_scores),
         _table_reader("module neurons", lambda: module_scores().top(3), _load_module_neurons, "x.json"),
