@@ -14,7 +14,7 @@ from wordlevel import make_questions, make_tokenizer
 
 from culnig_fast.analysis.found_modules import find_modules
 from culnig_fast.errors import CulnigError
-from culnig_fast.finetuning import training
+from culnig_fast.finetuning import low_rank, training
 from culnig_fast.finetuning.data import TrainingSet, training_set
 from culnig_fast.finetuning.options import TrainingOptions
 from culnig_fast.finetuning.training import kept_weights, train_modules
@@ -184,7 +184,7 @@ def test_peft_that_adapts_something_else_is_refused(tmp_path: Path) -> None:
     adapted = model.model.layers[0].mlp.up_proj
     adapted.lora_A = None
     with pytest.raises(CulnigError, match="adapts other modules than those chosen"):
-        training._check_adapted(model, ("model.layers.1.mlp.up_proj",))
+        low_rank._check_adapted(model, ("model.layers.1.mlp.up_proj",))
     del adapted.lora_A
     assert changed(model, before) == set()
 
