@@ -88,16 +88,16 @@ class Killer(TrainerCallback):
             raise Killed
 
 
-@pytest.mark.parametrize("lora", [None, 2])
+@pytest.mark.parametrize(("family", "lora"), [("llama", None), ("llama", 2), ("qwen3_moe", 2)])
 def test_an_interrupted_training_goes_on_to_the_same_bits(
-    lora: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, lora: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if lora:
         pytest.importorskip("peft", reason="the extra [train] is not installed")
-    names = find_modules(families.build("llama"))[1].names
-    whole = families.build("llama")
+    names = find_modules(families.build(family))[1].names
+    whole = families.build(family)
     train(whole, names, tmp_path / "whole", steps=7, save_steps=2, lora=lora)
-    killed = families.build("llama")
+    killed = families.build(family)
     make = training._trainer
 
     def with_killer(*args: Any) -> Any:
@@ -111,7 +111,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     monkeypatch.undo()
     # A checkpoint that was cut off: its last file is missing.
     (tmp_path / "killed" / "checkpoint-6").mkdir()
-    resumed = families.build("llama")
+    resumed = families.build(family)
     calls = []
     monkeypatch.setattr(training, "answer_loss", lambda *a, f=training.answer_loss: calls.append(1) or f(*a))
     found = train(resumed, names, tmp_path / "killed", steps=7, save_steps=2, lora=lora)
