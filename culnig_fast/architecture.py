@@ -2,8 +2,8 @@
 
 No model family is known by name here. `probe` tells what each projection of a layer does; `roles` holds that against
 the configuration (heads, key-value heads, head size, intermediate size) and insists that every weight matrix of the
-layer is accounted for, so that a second MLP is refused and not half scored. `expert_probe` finds the routed experts of
-a mixture.
+layer is accounted for, so that a second MLP is refused and not half scored. `mixtures.probe` finds the routed
+experts of a mixture.
 """
 
 from __future__ import annotations

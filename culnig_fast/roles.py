@@ -1,7 +1,7 @@
 """What the projections of one decoder layer are, by name; every weight matrix of the layer must be one of them.
 
 What a projection does is told by `probe`, and is held against the configuration's sizes; routed experts are found by
-`expert_probe`, and a shared expert is an MLP within their block.
+`mixtures.probe`, and a shared expert is an MLP within their block.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.finetuning.data import TrainingSet, answer_loss, collate
+from culnig_fast.finetuning.low_rank import low_rank
 from culnig_fast.finetuning.options import TrainingOptions
 
 _LOGGED = 10
@@ -131,43 +132,8 @@ def _trainable(model: Any, names: Sequence[str], options: TrainingOptions) -> It
             parameter.requires_grad_(True)
         yield model
         return
-    _refuse_experts(model, names)
-    from peft import LoraConfig, get_peft_model
-
-    alpha = 2 * options.lora if options.lora_alpha is None else options.lora_alpha
-    config = LoraConfig(r=options.lora, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=list(names))
-    adapted = get_peft_model(model, config)
-    merged = False
-    try:
-        _check_adapted(model, names)
+    with low_rank(model, names, options) as adapted:
         yield adapted
-        adapted.merge_and_unload()
-        merged = True
-    finally:
-        if not merged:
-            adapted.unload()
-        if hasattr(model, "peft_config"):
-            del model.peft_config
-
-
-def _refuse_experts(model: Any, names: Sequence[str]) -> None:
-    """Raise CulnigError for experts in 3-D parameters, which no low-rank layer stands in for."""
-    for name in names:
-        shapes = [tuple(p.shape) for p in model.get_submodule(name).parameters(recurse=False) if p.dim() == 3]
-        if shapes:
-            raise CulnigError(
-                f"{name} holds its experts in parameters of shape {list(shapes[0])}, which low-rank updates of "
-                "projections cannot adapt; train without --lora, or choose attention modules"
-            )
-
-
-def _check_adapted(model: Any, names: Sequence[str]) -> None:
-    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    if adapted != set(names):
-        wrong = sorted(adapted ^ set(names))
-        raise CulnigError(
-            f"peft adapts other modules than those chosen ({', '.join(wrong[:3])}, …); train without --lora"
-        )
 
 
 def _check_device(model: Any) -> None:

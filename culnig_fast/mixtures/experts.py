@@ -2,7 +2,7 @@
 
 Newer models hold the experts of a layer in fused 3-D parameters, which no hook on a projection sees. `FusedExperts`
 runs such a module's own computation with its tensors laid open, for as long as somebody has attached a change;
-parameters are untouched, and the module's own forward is back when the last change is gone. `listed_experts` does the
+parameters are untouched, and the module's own forward is back when the last change is gone. `listed` does the
 same for experts that are modules in a list.
 """
 

@@ -14,7 +14,7 @@ from wordlevel import make_questions, make_tokenizer
 
 from culnig_fast.analysis.found_modules import find_modules
 from culnig_fast.errors import CulnigError
-from culnig_fast.finetuning import training
+from culnig_fast.finetuning import low_rank, training
 from culnig_fast.finetuning.data import TrainingSet, training_set
 from culnig_fast.finetuning.options import TrainingOptions
 from culnig_fast.finetuning.training import kept_weights, train_modules
@@ -88,16 +88,16 @@ class Killer(TrainerCallback):
             raise Killed
 
 
-@pytest.mark.parametrize("lora", [None, 2])
+@pytest.mark.parametrize(("family", "lora"), [("llama", None), ("llama", 2), ("qwen3_moe", 2)])
 def test_an_interrupted_training_goes_on_to_the_same_bits(
-    lora: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, lora: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if lora:
         pytest.importorskip("peft", reason="the extra [train] is not installed")
-    names = find_modules(families.build("llama"))[1].names
-    whole = families.build("llama")
+    names = find_modules(families.build(family))[1].names
+    whole = families.build(family)
     train(whole, names, tmp_path / "whole", steps=7, save_steps=2, lora=lora)
-    killed = families.build("llama")
+    killed = families.build(family)
     make = training._trainer
 
     def with_killer(*args: Any) -> Any:
@@ -111,7 +111,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     monkeypatch.undo()
     # A checkpoint that was cut off: its last file is missing.
     (tmp_path / "killed" / "checkpoint-6").mkdir()
-    resumed = families.build("llama")
+    resumed = families.build(family)
     calls = []
     monkeypatch.setattr(training, "answer_loss", lambda *a, f=training.answer_loss: calls.append(1) or f(*a))
     found = train(resumed, names, tmp_path / "killed", steps=7, save_steps=2, lora=lora)
@@ -184,7 +184,7 @@ def test_peft_that_adapts_something_else_is_refused(tmp_path: Path) -> None:
     adapted = model.model.layers[0].mlp.up_proj
     adapted.lora_A = None
     with pytest.raises(CulnigError, match="adapts other modules than those chosen"):
-        training._check_adapted(model, ("model.layers.1.mlp.up_proj",))
+        low_rank._check_adapted(model, ("model.layers.1.mlp.up_proj",))
     del adapted.lora_A
     assert changed(model, before) == set()
 

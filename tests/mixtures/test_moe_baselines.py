@@ -194,8 +194,9 @@ def plain_path(model: Any, name: str, index: int, steps: int, reduction: str) ->
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "max"])
-@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize(
+    ("family", "reduction"), [("mixtral", "max"), ("qwen3_moe", "sum"), ("gpt_oss", "sum"), ("gpt_oss", "max")]
+)
 def test_the_path_of_a_site_equals_a_plain_loop(family: str, reduction: str) -> None:
     model = families.build(family, torch.float64)
     name = {"mixtral": moe_oracle.EXPERTS[0], "qwen3_moe": moe_oracle.EXPERTS[1], "gpt_oss": moe_oracle.EXPERTS[2]}

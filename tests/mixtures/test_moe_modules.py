@@ -95,13 +95,42 @@ def test_only_the_chosen_experts_change(family: str, tmp_path: Path) -> None:
     assert done.trained == module.parameters
 
 
-def test_low_rank_updates_of_fused_experts_are_refused_by_name(tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="the extra [train] is not installed")
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "qwen2_moe"])
+def test_low_rank_updates_of_experts_are_merged_into_them_alone(family: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="the extra [train] is not installed")
+    if "target_parameters" not in peft.LoraConfig.__dataclass_fields__:
+        pytest.skip("this peft adapts no parameters; that it is refused is tested below")
+    model = families.build(family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = {(m.kind, m.layer_idx): m for m in cf.find_modules(model)}
+    names = (*modules["mlp", 1].names, *modules["attention", 0].names)
+    options = TrainingOptions(**OPTIONS, lora=2)
+    data = training_set(TOKENIZER, QUESTIONS)
+    done = train_modules(model, data, names, options, seed=0, folder=tmp_path, progress=False)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    held = "model.layers.1.mlp.experts"
+    plain = {f"{name}.weight" for name in names if name != held}
+    assert changed == {f"{held}.gate_up_proj", f"{held}.down_proj"} | plain
+    # An update has its rank for each expert by itself.
+    old = before[f"{held}.down_proj"].double()
+    sizes = torch.linalg.svdvals(after[f"{held}.down_proj"].double() - old)  # [experts, least side]
+    rounding = 2**-24 * float(old.abs().max()) * float(old[0].numel()) ** 0.5
+    assert float(sizes[:, 2].max()) <= rounding < float(sizes[:, 1].max())
+    assert 0 < done.trained < own_parameters(model, names)
+    assert not hasattr(model, "peft_config")
+
+
+def test_a_peft_that_adapts_no_parameters_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = pytest.importorskip("peft", reason="the extra [train] is not installed")
+    fields = {k: v for k, v in peft.LoraConfig.__dataclass_fields__.items() if k != "target_parameters"}
+    monkeypatch.setattr(peft.LoraConfig, "__dataclass_fields__", fields)
     model = families.build("mixtral")
     options = TrainingOptions(**OPTIONS, lora=2)
     data = training_set(TOKENIZER, QUESTIONS)
     module = next(m for m in cf.find_modules(model) if m.kind == "mlp")
-    with pytest.raises(cf.CulnigError, match=r"layers\.0\.mlp\.experts .*\[4, 96, 32\].*without --lora"):
+    with pytest.raises(cf.CulnigError, match=r"layers\.0\.mlp\.experts\.gate_up_proj.*peft 0\.17"):
         train_modules(model, data, module.names, options, seed=0, folder=tmp_path, progress=False)
     assert all(parameter.requires_grad for parameter in model.parameters())
 

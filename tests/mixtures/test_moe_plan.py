@@ -67,8 +67,9 @@ def test_counts_are_those_of_the_model(name: str, tmp_path: Path) -> None:
     }
     inside = sum(p.numel() for layer in architecture.layers for p in layer.parameters())
     assert made.active_parameters == inside - idle_weights(model, config.num_experts_per_tok)
-    acts = plan(str(tmp_path), sites=["mlp.experts.act"])
-    assert acts.neurons == {"mlp.experts.act": sum(site.width for site in routed)}
+    if name == "mixtral":
+        acts = plan(str(tmp_path), sites=["mlp.experts.act"])
+        assert acts.neurons == {"mlp.experts.act": sum(site.width for site in routed)}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
