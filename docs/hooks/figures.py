@@ -173,8 +173,7 @@ def _chain(value: Any) -> Table:
 
 
 KNOWN: dict[str, tuple[str, Callable[[Any], Table]]] = {
-    "attribution_fused": ("Scoring, with fused layers", _attribution),
-    "attribution_tiny": ("Scoring, beside other ways", _attribution),
+    "attribution_fused": ("Scoring, beside other ways", _attribution),
     "demo": ("The embedded model's run", _demo),
     "faults_kills": ("A run that is killed again and again", _faults),
     "finetune": ("Fine-tuning of chosen modules", _finetuning),
