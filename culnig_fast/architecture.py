@@ -8,17 +8,19 @@ experts of a mixture.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
+from culnig_fast.divided import Division, division_of, refuse_divided
 from culnig_fast.errors import CulnigError
 from culnig_fast.mixtures.experts import Experts
-from culnig_fast.mixtures.probe import Mixture
+from culnig_fast.mixtures.probe import Mixture, fused_holders, listed_holders
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
-from culnig_fast.probe import linear_shape, recorded_layers
+from culnig_fast.probe import LayerProbe, linear_shape, one_process, recorded_layers
 from culnig_fast.roles import Role, Roles, find_mixture, layer_roles, prove_listed
 from culnig_fast.wrappers import decoder_of
 
@@ -31,7 +33,8 @@ class SiteLocation:
     """Where one site's neurons live: columns of what a projection puts out or, for `mlp.act`, takes in.
 
     Routed experts have these columns each: `module` then holds all experts, and `experts` and `part` say how one
-    projection of theirs is looked at.
+    projection of theirs is looked at. Where the projection is divided among processes, `held` are the site's columns
+    that this one has, and `columns` where they are here.
     """
 
     site: NeuronSite
@@ -41,6 +44,12 @@ class SiteLocation:
     tensor: Literal["output", "input"] = "output"
     experts: Experts | None = None
     part: str = ""
+    held: range | None = None
+
+    @property
+    def width(self) -> int:
+        """Neurons of the site in this process."""
+        return self.site.width if self.held is None else len(self.held)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Architecture:
         embedding: the input embedding.
         head: the output embedding, whose input is the last hidden state.
         locations: every site found, in flat order.
+        division: the processes among which the weights are divided; None when all are here.
     """
 
     model: Any
@@ -62,6 +72,7 @@ class Architecture:
     embedding: Any
     head: nn.Module
     locations: tuple[SiteLocation, ...]
+    division: Division | None = None
 
     def select(self, module_names: Iterable[str] | None = None) -> tuple[SiteLocation, ...]:
         """The locations of the named modules in flat order; None means the paper's, where the model has them.
@@ -115,7 +126,7 @@ class Architecture:
         }
 
 
-def discover(model: Any) -> Architecture:
+def discover(model: Any, *, divided: bool = False) -> Architecture:
     """Find every neuron site of a decoder.
 
     Runs the model on three tokens once, and one layer of each kind a dozen times. Nothing of the model is changed.
@@ -123,12 +134,23 @@ def discover(model: Any) -> Architecture:
     Args:
         model: a Hugging Face model with an output embedding (as AutoModelForCausalLM gives), a multimodal wrapper
             whose `get_decoder()` is the text decoder, or one that nnsight or TransformerLens holds.
+        divided: take a model whose weights are divided among processes by transformers' tensor-parallel plan; every
+            process calls this. The caller then minds each location's `held`.
 
     Raises:
         CulnigError: the structure cannot be resolved; names the layer class, what was found and what is missing. Or a
-            weight is divided among processes.
+            weight is divided among processes, and that is not asked for or not understood.
     """
-    return _discovered(model, alike=False)
+    return _discovered(model, alike=False, divided=divided)
+
+
+def architecture_of(model: Any, *, divided: bool = False) -> Architecture:
+    """What `discover` finds, or the `Architecture` that was found before; errors as for `discover`."""
+    if not isinstance(model, Architecture):
+        return discover(model, divided=divided)
+    if not divided:
+        refuse_divided(model.model)
+    return model
 
 
 def discover_alike(model: Any) -> Architecture:
@@ -137,13 +159,15 @@ def discover_alike(model: Any) -> Architecture:
     `discover` proves the experts of every layer, in case somebody has changed the code of one; a model that was just
     built from its configuration has no such layer.
     """
-    return _discovered(model, alike=True)
+    return _discovered(model, alike=True, divided=False)
 
 
-def _discovered(model: Any, alike: bool) -> Architecture:
+def _discovered(model: Any, alike: bool, divided: bool) -> Architecture:
     model = decoder_of(model)
     decoder, layers = find_layers(model)
-    _refuse_divided(model)
+    if not divided:
+        refuse_divided(model)
+    division = division_of(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         raise CulnigError(
@@ -155,10 +179,14 @@ def _discovered(model: Any, alike: bool) -> Architecture:
     locations: list[SiteLocation] = []
     kinds: dict[Any, Roles] = {}
     proved: dict[Any, Mixture | None] = {}
-    with recorded_layers(model, list(layers), int(embedding.weight.shape[0])) as probes:
+    most = one_process if division is None else division.most
+    runnable = contextlib.nullcontext() if division is None else division.runnable(model)
+    with runnable, recorded_layers(model, list(layers), int(embedding.weight.shape[0]), most) as probes:
         for layer_idx, (layer, probe) in enumerate(zip(layers, probes, strict=True)):
             problem = f"layer {layer_idx} ({type(layer).__name__})"
             structure = layer_kind(layer)
+            if division is not None:
+                _refuse_divided_experts(layer, problem)
             known = alike and structure in proved
             if known:
                 first = proved[structure]
@@ -170,11 +198,12 @@ def _discovered(model: Any, alike: bool) -> Architecture:
                 kinds[kind] = layer_roles(probe, config, problem, mixture)
             if mixture is not None and not known:
                 prove_listed(mixture, kinds[kind], problem)
-            locations += [_located(role, layer, layer_idx, mixture, paths) for role in kinds[kind]]
+            found = [_located(role, layer, layer_idx, mixture, paths) for role in kinds[kind]]
+            locations += found if division is None else _held(found, kinds[kind], probe, division)
     layout = NeuronLayout(location.site for location in locations)
     rank = {site: i for i, site in enumerate(layout.sites)}
     locations.sort(key=lambda location: rank[location.site])
-    return Architecture(model, decoder, tuple(layers), embedding, head, tuple(locations))
+    return Architecture(model, decoder, tuple(layers), embedding, head, tuple(locations), division)
 
 
 def _located(
@@ -191,14 +220,22 @@ def _located(
     return SiteLocation(site, mixture.module, path, role.columns, role.tensor, experts, role.path)
 
 
-def _refuse_divided(model: Any) -> None:
-    """Raise CulnigError when a weight is divided among processes: each would see some columns and take them for all."""
-    for name, parameter in model.named_parameters():
-        if hasattr(parameter, "placements"):
-            raise CulnigError(
-                f"{name} is divided among processes (tensor parallel, FSDP), whose columns cannot be told apart here; "
-                "load the whole model in each process and divide the samples with torchrun, or use device_map='auto'"
-            )
+def _held(locations: list[SiteLocation], roles: Roles, probe: LayerProbe, division: Division) -> list[SiteLocation]:
+    """The locations of a layer whose projections are divided among processes, as this one has them."""
+    result = []
+    for location, role in zip(locations, roles, strict=True):
+        seen = probe.width(role.path, role.tensor)
+        held = division.held(location.module, role.tensor, seen, location.site.width)
+        result.append(location if held is None else replace(location, columns=slice(0, len(held)), held=held))
+    return result
+
+
+def _refuse_divided_experts(layer: nn.Module, problem: str) -> None:
+    if fused_holders(layer) or listed_holders(layer):
+        raise CulnigError(
+            f"{problem}: routed experts cannot be scored where weights are divided among processes; load the whole "
+            "model in each process and divide the samples with torchrun, or use device_map='auto'"
+        )
 
 
 def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList]:

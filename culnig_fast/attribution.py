@@ -21,6 +21,7 @@ from culnig_fast.running.distributed import World, rank_path
 from culnig_fast.running.fingerprint import fingerprint
 from culnig_fast.running.finished import finished_table
 from culnig_fast.running.loop import Loop, Samples, non_finite_named
+from culnig_fast.running.together import Together, joint
 from culnig_fast.scores import ScoreTable
 from culnig_fast.version import __version__
 
@@ -59,7 +60,9 @@ def attribute(
     batch's scores already is left out of the repetition, so each sample counts once.
 
     Args:
-        model: a Hugging Face decoder in float32, bfloat16, float16 or float64, on a CPU or GPU; left as it was.
+        model: a Hugging Face decoder in float32, bfloat16, float16 or float64, on a CPU or GPU; left as it was. Divided
+            among processes by transformers' tensor-parallel plan, it is scored by all of them together: every one
+            calls this and gets the whole table.
         tokenizer: its tokenizer.
         questions: what to score; groups become the rows of the table in the order of their first question.
         sites: module names to score; None means q, k, v, gate and up, where the model has them.
@@ -91,11 +94,10 @@ def attribute(
     Raises:
         CulnigError: no questions, a repeated id, an answer that is not one token, an unresolved architecture, NaN or
             infinity in logits, activations or gradients (names question, layer and neuron), a question that does not
-            fit in memory by itself or of which no position counts, an unknown option, a checkpoint of another run or
-            one that cannot be written, or another process that failed.
+            fit in memory by itself (where weights are divided, a batch) or of which no position counts, an unknown
+            option, a checkpoint of another run or one that cannot be written, or another process that failed.
         Interrupted: SIGINT or SIGTERM came; progress was kept.
     """
-    world = world or World()
     if not 0 < memory_share <= 1:
         raise CulnigError(f"memory_share is {memory_share}; give a share of the free memory, above 0 and at most 1")
     encoded = encode_questions(tokenizer, list(questions), on_unusable)
@@ -110,6 +112,9 @@ def attribute(
         "recompute": recompute,
     }
     attributor = Attributor(model, n_groups=len(groups), **options)
+    world = world or World()
+    if (division := attributor.architecture.division) is not None:
+        world = Together(world, division)
     clamp = control and clamp_control
     samples = Samples(
         tuple(question.id for question in kept),
@@ -125,6 +130,7 @@ def attribute(
         facts = _run_facts(attributor, samples, groups, world, chosen.rule)
         saved = Checkpoint(rank_path(checkpoint, world), facts, checkpoint_seconds)
         earlier = saved.load()
+        _same_progress(world, earlier)
     with non_finite_named(attributor, samples, options), attributor:
         budget = _budget(attributor, samples, (batch_tokens, memory_share), earlier, world)
         order = _order(samples, budget, world)
@@ -145,7 +151,8 @@ def attribute(
             "batch_tokens": budget.tokens,
             "batch_size": batch_size,
             "halvings": sum(world.gather("halvings", budget.halvings)),
-            "processes": world.size,
+            "processes": world.size if world.independent else 1,
+            **({} if world.independent else {"tensor_parallel": world.size}),
             "recomputed": recompute,
             "positions": chosen.rule,
             **({"resamples": resamples, "seed": seed} if resamples else {}),
@@ -167,13 +174,20 @@ def _run_facts(
         "batch_size": samples.batch_size,
         "processes": world.size,
     }
+    model = fingerprint(attributor.architecture.model)
     return {
-        "model": fingerprint(attributor.architecture.model),
+        "model": model if world.independent else world.gather("model", model),  # each sees its part of the weights
         "layout": attributor.layout.to_dict(),
         "questions": [samples.ids, samples.token_ids, samples.answers.tolist(), samples.groups.tolist(), groups],
         "options": options,
         "version": __version__,
     }
+
+
+def _same_progress(world: World, earlier: Progress | None) -> None:
+    """Raise CulnigError unless processes that go on together found the same progress."""
+    if not world.independent:
+        world.same("progress", None if earlier is None else len(earlier.probability))
 
 
 def _budget(
@@ -198,7 +212,8 @@ def _budget(
         return Budget(None, limit, halvings)
     before = {*world.gather("budget", None if earlier is None else earlier.tokens)} - {None}
     # Which batches a sample shares decides with whom it is padded, and which process has it.
-    if before and tokens not in (None, *before) and (attributor.padding == "zero" or not world.alone):
+    divided = world.independent and not world.alone
+    if before and tokens not in (None, *before) and (attributor.padding == "zero" or divided):
         raise CulnigError(
             f"the progress that is kept was made with batch_tokens {', '.join(map(str, before))}, not {tokens}; "
             "continue with that, or delete it"
@@ -214,7 +229,10 @@ def _fitting_tokens(attributor: Attributor, samples: Samples, share: float) -> i
     cards = sorted({p.device.index for p in attributor.architecture.model.parameters() if p.device.type == "cuda"})
     if device.type != "cuda":
         return default_batch_tokens(device)
-    return measure(attributor, samples, [CudaMeter(torch.device("cuda", card)) for card in cards], share)
+    meters: list[Meter] = [CudaMeter(torch.device("cuda", card)) for card in cards]
+    if (division := attributor.architecture.division) is not None:
+        meters = [joint(meter, division) for meter in meters]
+    return measure(attributor, samples, meters, share)
 
 
 def measure(attributor: Attributor, samples: Samples, meters: Sequence[Meter], share: float) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from culnig_fast import backend as backends
-from culnig_fast.architecture import Architecture, SiteLocation, discover
+from culnig_fast.architecture import Architecture, SiteLocation, architecture_of
 from culnig_fast.batch_scorer import BatchScorer
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import PATHS, Fusion, fused_layers
@@ -39,7 +39,9 @@ class Attributor:
     turned them off; on exit, also after an error, everything is as it was.
 
     Args:
-        model: a Hugging Face decoder, or the `Architecture` that `discover` found in one.
+        model: a Hugging Face decoder, or the `Architecture` that `discover` found in one. Its weights may be divided
+            among processes by transformers' tensor-parallel plan: each then scores its columns, all run the same
+            batches, and all ask for `totals` together.
         sites: module names to score; None means the paper's (q, k, v, gate, up).
         n_groups: rows of `totals`.
         reduction: over token positions, `max` (the paper's), `sum`, `mean`, `absmax` (the largest absolute value, as
@@ -76,7 +78,7 @@ class Attributor:
             raise CulnigError(f"unknown path {path!r}; choose from {', '.join(PATHS)}")
         if n_groups < 1:
             raise CulnigError(f"n_groups is {n_groups}; an attribution needs at least one group")
-        self.architecture = model if isinstance(model, Architecture) else discover(model)
+        self.architecture = architecture_of(model, divided=True)
         self.locations = self.architecture.select(sites)
         self.layout = self.architecture.layout(sites)
         self._routed = any(location.experts is not None for location in self.locations)
@@ -85,11 +87,13 @@ class Attributor:
                 "reduction 'last' says nothing of routed experts, which a sample's last token may not reach; use "
                 "another, or leave their sites out"
             )
+        if watch and self.architecture.division is not None:
+            raise CulnigError("single neurons cannot be watched where weights are divided among processes")
         self.n_groups = n_groups
         self.reduction, self.padding = reduction, padding
         self.path, self.recompute = path, recompute
         self.fusion = Fusion()
-        self._totals = SiteTotals(self.locations, self.layout, n_groups)
+        self._totals = SiteTotals(self.locations, self.layout, n_groups, self.architecture.division)
         ops = backends.resolve(backend)
         self._scorer = BatchScorer(self._totals, reduction, padding, ops, watch or NeuronSet.empty())
         self._stack = contextlib.ExitStack()
@@ -268,6 +272,8 @@ class Attributor:
             return "asked for"
         if self.reduction not in FUSED_REDUCTIONS:
             return f"reduction {self.reduction!r} is scored on taps"
+        if self.architecture.division is not None:
+            return "the weights are divided among processes"
         return "a position mask was given" if self._masked else None
 
     def _mask(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from culnig_fast.architecture import Architecture, SiteLocation, discover
+from culnig_fast.architecture import Architecture, SiteLocation, architecture_of, discover
 from culnig_fast.errors import CulnigError
 from culnig_fast.mixtures.experts import Change
 from culnig_fast.modules.columns import scaled_columns
@@ -42,7 +42,7 @@ def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Ite
         with scaled_columns(given, neurons, factor) as same:
             yield same
         return
-    architecture = _architecture(model)
+    architecture = architecture_of(model, divided=True)
     with contextlib.ExitStack() as stack:
         for location, columns in _columns_by_site(architecture, neurons):
             if location.experts is not None:
@@ -122,10 +122,6 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
     return result
 
 
-def _architecture(model: Any) -> Architecture:
-    return model if isinstance(model, Architecture) else discover(model)
-
-
 def _columns_by_site(architecture: Architecture, neurons: NeuronSet) -> list[tuple[SiteLocation, list[int]]]:
     """The sites that hold neurons of the set, each with its columns; every neuron is checked first."""
     layout = architecture.layout(sorted({location.site.module_name for location in architecture.locations}))
@@ -147,8 +143,10 @@ def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.T
     if shape is None:
         raise CulnigError(f"{location.module_path} is no linear projection")
     width = shape[0] if location.tensor == "input" else shape[1]
+    if (held := location.held) is not None:  # what other processes have is theirs to scale
+        width, columns = len(held), [column - held.start for column in columns if column in held]
     scale = torch.ones(width, device=device)
-    scale[torch.tensor(columns, device=device) + location.columns.start] = factor
+    scale[torch.tensor(columns, dtype=torch.int64, device=device) + location.columns.start] = factor
     return scale
 
 

@@ -71,7 +71,12 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    tensor_parallel: bool = False,
 ) -> tuple[Any, Any]:
     """A causal language model in evaluation mode, and its tokenizer.
 
@@ -81,12 +86,16 @@ def load_model(
         device: where to put it; None means the first GPU, or the CPU where there is none; `auto` spreads it over all
             GPUs, and what does not fit over the CPU and the disk (transformers' `device_map`, by accelerate).
         trust_remote_code: run code that comes with the checkpoint.
+        tensor_parallel: divide the weights among the processes of the job by transformers' plan for the model; each
+            has a card of its own, or all run on CPUs.
 
     Raises:
-        CulnigError: no such checkpoint, a broken one, or an unknown dtype or device.
+        CulnigError: no such checkpoint, a broken one, an unknown dtype or device, or a model without such a plan.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from culnig_fast.divided import division_of
 
     if dtype not in DTYPES:
         raise CulnigError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
@@ -102,6 +111,8 @@ def load_model(
             )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spread = device == "auto"
+    if tensor_parallel and spread:
+        raise CulnigError("device 'auto' is for one process and its cards, tensor parallel for several; leave out one")
     try:
         target = torch.device("cpu" if spread else device)
         torch.empty(0, device=target)
@@ -114,9 +125,27 @@ def load_model(
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            **({"device_map": "auto"} if spread else {}),
+            **(_tensor_parallel() if tensor_parallel else {"device_map": "auto"} if spread else {}),
         )
     except Exception as error:  # transformers, safetensors and the hub client raise a dozen unrelated types
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CulnigError(f"cannot load {name} ({reason[0][:300]}); is it a whole safetensors checkpoint?") from error
-    return (model if spread else model.to(target)).eval(), tokenizer
+        remedy = "is it a whole safetensors checkpoint?"
+        if tensor_parallel:
+            remedy += " Does the number of processes divide its heads and its vocabulary?"
+        raise CulnigError(f"cannot load {name} ({reason[0][:300]}); {remedy}") from error
+    if tensor_parallel and division_of(model) is None:
+        raise CulnigError(
+            f"transformers has no tensor-parallel plan for {type(model).__name__}; divide the samples instead "
+            "(torchrun alone does), or spread the model with --device auto"
+        )
+    return (model if spread or tensor_parallel else model.to(target)).eval(), tokenizer
+
+
+def _tensor_parallel() -> dict[str, Any]:
+    """How this version of transformers is asked to divide weights."""
+    try:
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+    except (ImportError, TypeError):  # before 5.17
+        return {"tp_plan": "auto"}

@@ -64,17 +64,30 @@ class Block:
         return f"{entries} → {_label(self.exit)}"
 
 
+Most = Callable[[float], float]
+"""The largest of the values that several processes have, where each sees some columns of a model."""
+
+
+def one_process(value: float) -> float:
+    """`Most` where there is one."""
+    return value
+
+
 class LayerProbe:
     """One decoder layer with the arguments of a recorded call, run again at will.
 
     Args:
         layer: the decoder layer.
         args, kwargs: what the model called it with on `TOKENS` tokens, batch 1.
+        most: what decides where the layer's columns are divided among processes: all must run it equally often.
     """
 
-    def __init__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], most: Most = one_process
+    ) -> None:
         self.layer = layer
         self.args, self.kwargs = args, kwargs
+        self._most = most
 
     def blocks(self, skip: Iterable[str] = ()) -> tuple[list[Block], list[Projection]]:
         """The blocks in calling order, and the projections that fit into none; what lies under a path of `skip` is not
@@ -99,7 +112,7 @@ class LayerProbe:
 
     def is_finite(self, block: Block) -> bool:
         """Whether what the block's exit reads is free of NaN and infinities; no verdict holds where it is not."""
-        return bool(self._exit_input(block, {}).isfinite().all())
+        return self._most(float(not self._exit_input(block, {}).isfinite().all())) == 0
 
     def mixes_tokens(self, block: Block) -> bool:
         """Whether disturbing the block's entries at one position reaches the exit at a later one."""
@@ -118,8 +131,8 @@ class LayerProbe:
         """
         plain = self._exit_input(block, {entry.path: _edit(columns, partial(_resized, size=16.0))})
         negated = self._exit_input(block, {entry.path: _edit(columns, partial(_resized, size=-16.0))})
-        size = float(plain.abs().max())
-        return size > 0 and float((plain + negated).abs().max()) <= 0.02 * size
+        size = self._most(float(plain.abs().max()))
+        return self._most(float((plain + negated).abs().max())) <= 0.02 * size and size > 0
 
     def _reaches(self, block: Block, places: list[tuple[Projection, slice]], after: bool) -> bool:
         plain = self._exit_input(block, {})
@@ -127,7 +140,7 @@ class LayerProbe:
         # Both signs: a softmax that is saturated at another token notices only the sign that raises a score.
         for sign in (1.0, -1.0):
             edits = {entry.path: _edit(columns, partial(_disturb, sign=sign)) for entry, columns in places}
-            if not torch.equal(plain[where], self._exit_input(block, edits)[where]):
+            if self._most(float(not torch.equal(plain[where], self._exit_input(block, edits)[where]))) > 0:
                 return True
         return False
 
@@ -159,6 +172,20 @@ class LayerProbe:
             self.run()
         return calls
 
+    def width(self, path: str, tensor: str) -> int:
+        """Columns of what the projection at `path` puts out (`tensor` "output") or takes in ("input") here."""
+        seen: list[int] = []
+
+        def look(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            seen.append(int((output if tensor == "output" else inputs[0]).shape[-1]))
+
+        hook = self.layer.get_submodule(path).register_forward_hook(look)
+        try:
+            self.run()
+        finally:
+            hook.remove()
+        return seen[0]
+
     def run(self) -> Any:
         """What the layer returns for the recorded call."""
         with torch.no_grad():
@@ -166,10 +193,12 @@ class LayerProbe:
 
 
 @contextlib.contextmanager
-def recorded_layers(model: nn.Module, layers: list[nn.Module], vocabulary: int) -> Iterator[list[LayerProbe]]:
+def recorded_layers(
+    model: nn.Module, layers: list[nn.Module], vocabulary: int, most: Most = one_process
+) -> Iterator[list[LayerProbe]]:
     """Run the model once on three tokens, in evaluation mode, and yield a probe for each of `layers`.
 
-    The model's training flags are restored when the block ends.
+    The model's training flags are restored when the block ends. `most` is the probes'.
     """
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
@@ -183,7 +212,7 @@ def recorded_layers(model: nn.Module, layers: list[nn.Module], vocabulary: int) 
             for layer in layers:
                 stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
             model(input_ids=input_ids, use_cache=False)
-        yield [LayerProbe(layer, *calls[id(layer)]) for layer in layers]
+        yield [LayerProbe(layer, *calls[id(layer)], most) for layer in layers]
 
 
 def _edit(columns: slice, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from culnig_fast.divided import is_divided
 from culnig_fast.errors import CulnigError
 from culnig_fast.probe import linear_shape
 
@@ -23,7 +24,9 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def why_not_plain(module: nn.Module) -> str | None:
     """None for a projection with an ordinary floating-point weight, else what it has instead, as a phrase."""
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
+    if is_divided(weight) and weight.dtype in _FLOATS:
+        return None
     if type(module) not in (nn.Linear, Conv1D):
         if isinstance(module, nn.Linear) and type(weight) is nn.Parameter and weight.dtype in _FLOATS:
             return None

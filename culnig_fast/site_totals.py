@@ -1,4 +1,4 @@
-"""Sums of scores per group, a tensor a site, each where its scores are made."""
+"""Sums of scores per group, a tensor a site, each where its scores are made; divided as the weights are."""
 
 from __future__ import annotations
 
@@ -7,25 +7,34 @@ from collections.abc import Sequence
 import torch
 
 from culnig_fast.architecture import SiteLocation
+from culnig_fast.divided import Division
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.quantised import device_of
 
 
 class SiteTotals:
-    """float64 [n_groups, K] of every site.
+    """float64 [n_groups, K] of every site, K its neurons in this process.
 
     Args:
         locations: the sites, in the order of the layout.
         layout: of all of them.
         n_groups: rows.
+        division: the processes among which the weights are divided, which then all ask for `whole` and `is_finite`.
 
     Attributes:
         device: where all of them are; None leaves each where its scores are.
     """
 
-    def __init__(self, locations: Sequence[SiteLocation], layout: NeuronLayout, n_groups: int) -> None:
+    def __init__(
+        self,
+        locations: Sequence[SiteLocation],
+        layout: NeuronLayout,
+        n_groups: int,
+        division: Division | None = None,
+    ) -> None:
         self.locations, self.layout, self.n_groups = tuple(locations), layout, n_groups
+        self._division = division
         self.device: torch.device | None = None
         self._of: dict[NeuronSite, torch.Tensor] = {}
 
@@ -36,7 +45,7 @@ class SiteTotals:
             where = device or device_of(location.module)
             # Weights that are fetched when their layer runs are on no device until then.
             where = torch.device("cpu") if where.type == "meta" else where
-            shape = (self.n_groups, location.site.width)
+            shape = (self.n_groups, location.width)
             self._of[location.site] = torch.zeros(shape, dtype=torch.float64, device=where)
         totals = self._of[location.site]
         if device is not None and totals.device != device:
@@ -46,7 +55,7 @@ class SiteTotals:
     @property
     def whole(self) -> torch.Tensor:
         """float64 [n_groups, neurons], on the device of the first site."""
-        parts = [self.of(location) for location in self.locations]
+        parts = [self._all_of(location) for location in self.locations]
         return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
 
     def is_finite(self) -> bool:
@@ -55,7 +64,8 @@ class SiteTotals:
         for part in self._of.values():
             finite = part.isfinite().all()
             flags[part.device] = flags[part.device] & finite if part.device in flags else finite
-        return all(bool(flag) for flag in flags.values())
+        broken = any(not bool(flag) for flag in flags.values())
+        return not broken if self._division is None else self._division.most(float(broken)) == 0
 
     def restore(self, totals: torch.Tensor) -> None:
         """Start from earlier totals, float64 [n_groups, neurons]; CulnigError when the shape does not fit."""
@@ -66,4 +76,12 @@ class SiteTotals:
             )
         for location in self.locations:
             where = self.layout.slice(location.site.module_name, location.site.layer_idx)
-            self.of(location).copy_(totals[:, where])
+            columns = totals[:, where]
+            held = location.held
+            self.of(location).copy_(columns if held is None else columns[:, held.start : held.stop])
+
+    def _all_of(self, location: SiteLocation) -> torch.Tensor:
+        own = self.of(location)
+        if location.held is None or self._division is None:
+            return own
+        return self._division.whole(own)

@@ -46,10 +46,10 @@ def find_modules(model: Any) -> tuple[Module, ...]:
     Raises:
         CulnigError: its structure cannot be resolved.
     """
-    from culnig_fast.architecture import Architecture, discover
+    from culnig_fast.architecture import architecture_of
     from culnig_fast.probe import lies_under, linear_shape
 
-    architecture = model if isinstance(model, Architecture) else discover(model)
+    architecture = architecture_of(model)
     paths = {id(module): path for path, module in architecture.model.named_modules()}
     found = []
     for layer_idx, layer in enumerate(architecture.layers):

@@ -168,9 +168,9 @@ def pick_modules(
     Raises:
         CulnigError: as the two raise.
     """
-    from culnig_fast.architecture import Architecture, discover
+    from culnig_fast.architecture import architecture_of
 
-    architecture = model if isinstance(model, Architecture) else discover(model)
+    architecture = architecture_of(model)
     modules = find_modules(architecture)
     names = sorted({location.site.module_name for location in architecture.locations})
     ranking = rank_modules(neurons, architecture.layout(names), modules, scored=scored, per=per)

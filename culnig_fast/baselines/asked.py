@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from culnig_fast.architecture import Architecture, discover
+from culnig_fast.architecture import Architecture, architecture_of
 from culnig_fast.batching import Batch, default_batch_tokens, make_batch, plan_batches
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.questions import Question, encode_questions
@@ -72,7 +72,7 @@ def ask(
 ) -> Asked:
     """Encode questions and plan their batches; CulnigError as `encode_questions` and `discover` raise it."""
     encoded = encode_questions(tokenizer, list(questions), on_unusable)
-    architecture = model if isinstance(model, Architecture) else discover(model)
+    architecture = architecture_of(model)
     groups = tuple(dict.fromkeys(question.group for question in encoded.questions))
     row = {name: i for i, name in enumerate(groups)}
     if batch_tokens is None:

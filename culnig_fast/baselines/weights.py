@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from culnig_fast.architecture import Architecture, SiteLocation, discover
+from culnig_fast.architecture import SiteLocation, architecture_of
 from culnig_fast.errors import CulnigError
 from culnig_fast.quantised import why_not_plain
 from culnig_fast.scores import ScoreTable
@@ -28,7 +28,7 @@ def weight_norms(model: Any, sites: Iterable[str] | None = None) -> ScoreTable:
     Raises:
         CulnigError: the structure cannot be resolved, or weights are quantised.
     """
-    architecture = model if isinstance(model, Architecture) else discover(model)
+    architecture = architecture_of(model)
     norms = torch.cat([_norms(location).cpu() for location in architecture.select(sites)])
     return ScoreTable(
         totals=norms.numpy()[None],

@@ -49,12 +49,16 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def load_model_and_tokenizer(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
+def load_model_and_tokenizer(
+    model: str, dtype: str, device: str | None, trust_remote_code: bool, tensor_parallel: bool = False
+) -> tuple[Any, Any]:
     """As `models.load_model`."""
     quiet_libraries()
     from culnig_fast.models import load_model
 
-    return load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return load_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, tensor_parallel=tensor_parallel
+    )
 
 
 def open_task(task: str, data: str | None, topics: Path | None = None, files: list[str] | None = None) -> Any:

@@ -62,6 +62,10 @@ def score(
     stream_tokens: Annotated[
         Optional[int], typer.Option(min=1, help="With --stream, padded tokens a block; left out: what memory holds.")
     ] = None,
+    tensor_parallel: Annotated[
+        bool,
+        typer.Option("--tensor-parallel", help="Under torchrun, divide the weights among the processes, not samples."),
+    ] = False,
     padding: Annotated[str, typer.Option(help="exclude, or zero as the published program.")] = "exclude",
     batch_tokens: BatchTokens = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Fixed batches in file order instead.")] = None,
@@ -89,7 +93,7 @@ def score(
 
     Progress is kept beside the output every minute, on SIGINT and on SIGTERM; the same command continues from there.
     With --stream it is kept between blocks. Under torchrun (torchrun --nproc-per-node 2 -m culnig_fast.cli score …) the
-    samples are divided among the processes.
+    samples are divided among the processes, or with --tensor-parallel the weights of one model.
     """
     refuse_existing(out, overwrite)
     check_writable(out)
@@ -127,6 +131,8 @@ def score(
         if stream:
             if not world.alone:
                 raise CulnigError("--stream runs in one process; start it without torchrun")
+            if tensor_parallel:
+                raise CulnigError("--stream and --tensor-parallel are two ways for one model that does not fit: choose")
             quiet_libraries()
             from culnig_fast.models import load_tokenizer, local_folder
             from culnig_fast.streaming.attribution import attribute_streamed
@@ -147,7 +153,10 @@ def score(
         else:
             from culnig_fast.attribution import attribute
 
-            loaded, tokenizer = load_model_and_tokenizer(model, dtype, device or local_device(), trust_remote_code)
+            if tensor_parallel and world.alone:
+                raise CulnigError("--tensor-parallel divides weights among processes; start them with torchrun")
+            device = device or local_device()
+            loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code, tensor_parallel)
             questions = load_questions(task, data, topics, split, tokenizer, file)
             table = attribute(
                 loaded, tokenizer, questions, recompute=recompute, memory_share=memory_share, world=world, **options

@@ -127,9 +127,9 @@ class ModuleNeurons:
         Raises:
             CulnigError: the model lacks one of them, or it is one of routed experts, which no path names.
         """
-        from culnig_fast.architecture import Architecture, discover
+        from culnig_fast.architecture import architecture_of
 
-        architecture = model if isinstance(model, Architecture) else discover(model)
+        architecture = architecture_of(model)
         neurons.flat(architecture.layout(sorted({x.site.module_name for x in architecture.locations})))
         found = {(x.site.module_name, x.site.layer_idx): x for x in architecture.locations}
         places = [found[neuron.module_name, neuron.layer_idx] for neuron in neurons]

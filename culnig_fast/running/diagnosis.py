@@ -11,6 +11,7 @@ import torch
 from culnig_fast.architecture import Architecture, SiteLocation
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import make_batch
+from culnig_fast.divided import Division
 from culnig_fast.errors import CulnigError
 from culnig_fast.mixtures.experts import Routing
 from culnig_fast.neurons import NeuronLayout, NeuronSite
@@ -45,7 +46,7 @@ def describe_non_finite(
     suspects = sorted(int(i) for i in suspects)
     on_taps = _Watcher(architecture, **{**options, "path": "taps", "n_groups": 1})
     for i, log_p in _one_by_one(on_taps, token_ids, answers, suspects):
-        if where := on_taps.first(log_p):
+        if where := _first_of_all(on_taps.first(log_p), architecture.division):
             return f"question {ids[i]!r}: {where}; {_REMEDY}"
     # Nothing on taps: the run's own path is what overflows.
     alone = Attributor(architecture, **{**options, "n_groups": 1})
@@ -65,6 +66,13 @@ def check_finite(totals: np.ndarray, layout: NeuronLayout) -> None:
     for row in totals:
         if not np.isfinite(row).all():
             raise CulnigError(f"{_first_neuron(row, layout)}; {_REMEDY}")
+
+
+def _first_of_all(found: tuple[int, str] | None, division: Division | None) -> str:
+    """What went wrong first, in whichever process; empty when nothing did."""
+    everywhere = [found] if division is None else division.gather(found)
+    places: list[tuple[int, str]] = [(place, text) for place, text in filter(None, everywhere)]
+    return min(places, default=(0, ""))[1]
 
 
 def _first_neuron(row: np.ndarray, layout: NeuronLayout) -> str:
@@ -94,19 +102,20 @@ class _Watcher(Attributor):
         super().__init__(*args, **kwargs)
         self._found: dict[tuple[str, NeuronSite], tuple[int, float]] = {}
 
-    def first(self, log_p: torch.Tensor) -> str:
-        """Where the last sample went wrong first, in the order of computation; empty when it did not."""
+    def first(self, log_p: torch.Tensor) -> tuple[int, str] | None:
+        """Where the last sample went wrong first, as its place in the order of computation and in words."""
         found, self._found = self._found, {}
         order = list(self.layout.sites)
-        for what, sites in (("activation", order), ("logits", []), ("gradient", order[::-1])):
-            if what == "logits" and not torch.isfinite(log_p).all():
-                return f"its logits give log P = {float(log_p)}, after activations that are finite"
-            for site in sites:
-                if (what, site) in found:
-                    column, value = found[what, site]
-                    module = f"{site.module_name} in layer {site.layer_idx}"
-                    return f"the {what} of neuron {column} of {module} is {value}"
-        return ""
+        steps = [("activation", site) for site in order] + [("logits", None)] + [("gradient", s) for s in order[::-1]]
+        for place, (what, site) in enumerate(steps):
+            if site is None:
+                if not torch.isfinite(log_p).all():
+                    return place, f"its logits give log P = {float(log_p)}, after activations that are finite"
+            elif (what, site) in found:
+                column, value = found[what, site]
+                module = f"{site.module_name} in layer {site.layer_idx}"
+                return place, f"the {what} of neuron {column} of {module} is {value}"
+        return None
 
     def _on_tap(
         self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None
@@ -117,5 +126,6 @@ class _Watcher(Attributor):
             if len(bad):
                 row, column = bad[0].tolist()
                 expert = 0 if routing is None else int(routing.experts[row])
-                place = expert * tensor.shape[-1] + column
+                first = 0 if location.held is None else location.held.start
+                place = first + expert * tensor.shape[-1] + column
                 self._found[what, location.site] = place, float(rows[row, column])

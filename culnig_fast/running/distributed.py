@@ -46,11 +46,14 @@ class World:
     Attributes:
         rank: of this process, 0…size−1.
         size: processes.
+        store: torch's key-value store, in which they tell each other how they are; None where nobody joined them.
+        independent: whether each scores samples of its own, and can keep its progress without the others.
     """
 
+    independent = True
+
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
-        self.rank, self.size = rank, size
-        self._store = store
+        self.rank, self.size, self.store = rank, size, store
         self._round = 0
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._asked = 0.0
@@ -69,7 +72,7 @@ class World:
 
         Cheap enough to be called after every batch: it asks at most every half second.
         """
-        if self.alone or time.monotonic() - self._asked < PULSE_SECONDS:
+        if self.store is None or time.monotonic() - self._asked < PULSE_SECONDS:
             return
         self._asked = time.monotonic()
         if text := self._read("verdict"):
@@ -83,7 +86,7 @@ class World:
 
     def _condemn(self, text: str) -> None:
         """Raise RankError, here and as soon as they look on the others: all name the rank that was first."""
-        self._store.set("verdict", text)
+        self.store.set("verdict", text)
         raise RankError(text)
 
     def casualty(self) -> int | None:
@@ -91,7 +94,7 @@ class World:
 
         Waits a few seconds: one missed pulse is no death.
         """
-        if self.alone:
+        if self.store is None:
             return None
         start = time.monotonic()
         while time.monotonic() - start < GRACE_SECONDS:
@@ -100,6 +103,20 @@ class World:
                 return dead[0]
             time.sleep(PULSE_SECONDS / 2)
         return None
+
+    def agree(self, *flags: int) -> list[int]:
+        """What the processes do next, each by its own flags, or all by the largest where none goes on alone."""
+        return list(flags)
+
+    def named_failures(self) -> contextlib.AbstractContextManager[None]:
+        """Around work that needs the other processes, where there is such work."""
+        return contextlib.nullcontext()
+
+    def explain(self, error: BaseException) -> None:
+        """Raise RankError when another process's death or failure is behind an error; waits a few seconds."""
+        if (dead := self.casualty()) is not None:
+            raise RankError(f"rank {dead} died; start the same job again: it continues from what was kept") from error
+        self.check()
 
     def gather(self, name: str, value: Any, stop: Callable[[], None] = lambda: None) -> list[Any]:
         """Every process's JSON-ready value, in rank order; waits until all have come this far.
@@ -117,12 +134,12 @@ class World:
         self._round += 1
         keys = [f"{self._round}/{name}/{rank}" for rank in range(self.size)]
         with _lost_store():
-            self._store.set(keys[self.rank], json.dumps(value))
-            while not self._store.check(keys):
+            self.store.set(keys[self.rank], json.dumps(value))
+            while not self.store.check(keys):
                 stop()
                 self.check()
                 time.sleep(0.05)
-            return [json.loads(self._store.get(key)) for key in keys]
+            return [json.loads(self.store.get(key)) for key in keys]
 
     def same(self, name: str, value: Any) -> None:
         """Raise CulnigError, naming a rank, unless every process has the same value."""
@@ -159,13 +176,13 @@ class World:
 
     def fail(self, text: str) -> None:
         """Tell the others that this process gives up."""
-        if not self.alone:
+        if self.store is not None:
             with contextlib.suppress(Exception):  # the store may be what failed
-                self._store.set(f"failed/{self.rank}", text)
+                self.store.set(f"failed/{self.rank}", text)
 
     def beat(self, count: int) -> None:
         """A sign of life."""
-        self._store.set(f"alive/{self.rank}", str(count))
+        self.store.set(f"alive/{self.rank}", str(count))
 
     def _sum_block(self, block: torch.Tensor) -> torch.Tensor:
         share = -(-len(block) // self.size)
@@ -185,7 +202,7 @@ class World:
 
     def _read(self, key: str) -> str:
         with _lost_store():
-            return self._store.get(key).decode() if self._store.check([key]) else ""
+            return self.store.get(key).decode() if self.store.check([key]) else ""
 
     def _silent(self) -> dict[int, float]:
         """Seconds since each other process's last new sign of life."""
@@ -269,13 +286,14 @@ def rank_path(path: str | Path, world: World) -> Path:
         count = other.name.rpartition("of")[2]
         if count.isdigit():
             found[int(count)] = other
+    own = world.size if world.independent else 1
     for processes, other in found.items():
-        if processes != world.size:
+        if processes != own:
             raise CulnigError(
-                f"{other} is the progress of a run on {processes} processes, and this one has {world.size}; "
+                f"{other} is the progress of a run on {processes} processes, and this one has {own}; "
                 f"start {processes} again, or delete it"
             )
-    return path if world.alone else path.with_name(f"{path.name}.rank{world.rank}of{world.size}")
+    return path if own == 1 else path.with_name(f"{path.name}.rank{world.rank}of{world.size}")
 
 
 def _beat(world: World, over: threading.Event) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from culnig_fast.divided import is_divided, own_part
+
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -31,6 +33,8 @@ def fingerprint(model: Any) -> Mapping[str, Any]:
 @torch.no_grad()
 def _sums(weight: torch.Tensor) -> list[Any]:
     shape = list(weight.shape)
+    if is_divided(weight):
+        return [*shape, *_sums(own_part(weight))]
     if weight.device.type == "meta" or weight.numel() == 0:
         return shape
     if type(weight) is not torch.Tensor and type(weight) is not torch.nn.Parameter:

@@ -107,29 +107,33 @@ class Loop:
             disable=not progress or self.world.rank > 0,
             smoothing=0.1,
         )
-        with bar, held_signals() as caught:
+        with bar, held_signals() as caught, self.world.named_failures():
             try:
                 for index in self._batches():
                     self._score_planned(index)
                     self._done += len(index)
                     bar.update(len(index))
-                    due = self.checkpoint is not None and self.checkpoint.due()
-                    if due or time.monotonic() - self._checked_at >= FINITE_SECONDS:
+                    waited = time.monotonic() - self._checked_at
+                    look, due, stop = self.world.agree(
+                        waited >= FINITE_SECONDS, self._due(), caught[0] if caught else 0
+                    )
+                    if look or due:
                         self._check_finite()
                     if due:
                         self._keep()
-                    _stop(caught)
+                    _stop(stop)
                     self.world.check()
                 self._check_finite()
                 self._keep()
-                self.world.gather("scored", True, stop=lambda: _stop(caught))
+                self.world.gather("scored", True, stop=lambda: _stop(caught[0] if caught else 0))
             except Interrupted as stop:
                 self._check_finite()
                 self._keep()
                 raise self._stopped(stop.number) from None
             except RankError:
-                self._check_finite()
-                self._keep()
+                if self.world.independent:
+                    self._check_finite()
+                    self._keep()
                 raise
         return np.array(torch.cat(self._seen).cpu().numpy()) if self._seen else np.empty(0)
 
@@ -187,6 +191,11 @@ class Loop:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         # Outside the handler, whose error's frames hold the batch's tensors.
         width = width or self._width(index)
+        if not self.world.independent:
+            raise CulnigError(
+                f"a batch of {width * len(index):,} tokens does not fit in memory ({reason}), and processes that hold "
+                "one model together cannot repeat it; give a smaller batch_tokens"
+            )
         if len(index) == 1:
             raise CulnigError(
                 f"question {self.samples.ids[index[0]]!r} of {width:,} tokens does not fit in memory by itself "
@@ -204,19 +213,28 @@ class Loop:
     def _check_finite(self) -> None:
         """Wait for the device; raise NonFinite when anything since the last look is NaN or infinite."""
         finite = self.attributor.is_finite()
-        if finite and self._pending:
+        if finite and self._pending:  # the same in every process: so are the logits
             finite = bool(torch.isfinite(torch.cat(self._pending)).all())
         if not finite:
             raise NonFinite(self.order[self._checked : self._done])
         self._pending.clear()
         self._checked, self._checked_at = self._done, time.monotonic()
 
+    @property
+    def _keeps(self) -> bool:
+        """Whether this process writes: its own progress, or that of all."""
+        return self.world.independent or self.world.rank == 0
+
+    def _due(self) -> bool:
+        return self.checkpoint is not None and self._keeps and self.checkpoint.due()
+
     def _keep(self) -> None:
         if self.checkpoint is None or not self._seen:
             return
         totals, probability = self.attributor.totals.cpu().numpy(), torch.cat(self._seen).cpu().numpy()
         budget = self.budget
-        self.checkpoint.save(Progress(totals, probability, budget.tokens, budget.limit, budget.halvings))
+        if self._keeps:
+            self.checkpoint.save(Progress(totals, probability, budget.tokens, budget.limit, budget.halvings))
 
     def _stopped(self, number: int) -> BaseException:
         """What a signal ends in: the death of another process, when that is what brought the signal."""
@@ -243,9 +261,9 @@ def non_finite_named(attributor: Attributor, samples: Samples, options: dict[str
         raise CulnigError(describe_non_finite(attributor.architecture, *parts, error.suspects, options)) from None
 
 
-def _stop(caught: list[int]) -> None:
-    if caught:
-        raise Interrupted(caught[0])
+def _stop(signal_number: int) -> None:
+    if signal_number:
+        raise Interrupted(signal_number)
 
 
 def _score_batch(
