@@ -168,6 +168,8 @@ def _discovered(model: Any, alike: bool, divided: bool) -> Architecture:
     if not divided:
         refuse_divided(model)
     division = division_of(model)
+    if division is not None:
+        _refuse_divided_experts(layers)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         raise CulnigError(
@@ -185,8 +187,6 @@ def _discovered(model: Any, alike: bool, divided: bool) -> Architecture:
         for layer_idx, (layer, probe) in enumerate(zip(layers, probes, strict=True)):
             problem = f"layer {layer_idx} ({type(layer).__name__})"
             structure = layer_kind(layer)
-            if division is not None:
-                _refuse_divided_experts(layer, problem)
             known = alike and structure in proved
             if known:
                 first = proved[structure]
@@ -230,12 +230,14 @@ def _held(locations: list[SiteLocation], roles: Roles, probe: LayerProbe, divisi
     return result
 
 
-def _refuse_divided_experts(layer: nn.Module, problem: str) -> None:
-    if fused_holders(layer) or listed_holders(layer):
-        raise CulnigError(
-            f"{problem}: routed experts cannot be scored where weights are divided among processes; load the whole "
-            "model in each process and divide the samples with torchrun, or use device_map='auto'"
-        )
+def _refuse_divided_experts(layers: Iterable[nn.Module]) -> None:
+    for layer_idx, layer in enumerate(layers):
+        if fused_holders(layer) or listed_holders(layer):
+            raise CulnigError(
+                f"layer {layer_idx} ({type(layer).__name__}): routed experts cannot be scored where weights are "
+                "divided among processes; load the whole model in each and divide the samples with torchrun, or use "
+                "device_map='auto'"
+            )
 
 
 def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList]:

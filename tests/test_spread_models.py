@@ -38,19 +38,21 @@ def test_a_model_dispatched_by_a_device_map(tmp_path: Path) -> None:
     assert np.array_equal(again.totals, table.totals)
 
 
-def test_a_divided_weight_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["two axes", "FSDP"])
+def test_weights_divided_otherwise_than_by_columns_are_refused(way: str) -> None:
     from torch import distributed as dist
-    from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_tensor, init_device_mesh
 
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
-        monkeypatch.setenv(name, value)
     model = families.build("llama")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        mesh = init_device_mesh("cpu", (1,))
-        gate = model.model.layers[1].mlp.gate_proj
-        gate.weight = torch.nn.Parameter(DTensor.from_local(gate.weight.detach(), mesh, [Shard(0)]))
-        with pytest.raises(cf.CulnigError, match=r"layers\.1\.mlp\.gate_proj\.weight is divided among processes"):
+        if way == "FSDP":
+            fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        else:
+            gate = model.model.layers[1].mlp.gate_proj
+            gate.weight = torch.nn.Parameter(distribute_tensor(gate.weight.detach(), init_device_mesh("cpu", (1, 1))))
+        with pytest.raises(cf.CulnigError, match="weight is divided .* otherwise than by one tensor-parallel plan"):
             cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
     finally:
         dist.destroy_process_group()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +9,7 @@ import families
 import numpy as np
 import pytest
 from distributed_job import OPTIONS
+from jobs import reports as job_reports
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
@@ -24,32 +20,8 @@ from culnig_fast.scores import ScoreTable
 JOB = Path(__file__).resolve().parents[1] / "distributed_job.py"
 
 
-def variables(rank: int, size: int, port: int) -> dict[str, str]:
-    return {
-        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-    }
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_two_processes_equal_one_and_name_the_one_that_fails(tmp_path: Path) -> None:
-    port = free_port()
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(JOB), str(tmp_path)],
-            env={**os.environ, **variables(rank, 2, port)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in started]
-    reports = [json.loads(output.splitlines()[-1]) for output in outputs]
+    reports = job_reports([str(JOB), str(tmp_path)], 2)
     # The last element sits in the share of rank 1, the first in that of rank 0.
     assert reports[0]["sums"] == reports[1]["sums"] == [0.0, 2.0, 4.0, 7.0]
     assert reports[0]["digest"] == reports[1]["digest"]
