@@ -20,10 +20,10 @@ from culnig_fast.running.checkpoint import Checkpoint, Progress
 from culnig_fast.running.distributed import World, rank_path
 from culnig_fast.running.fingerprint import fingerprint
 from culnig_fast.running.finished import finished_table
-from culnig_fast.running.loop import Loop, Samples, non_finite_named
+from culnig_fast.running.loop import Loop, non_finite_named
+from culnig_fast.running.samples import Samples, run_facts
 from culnig_fast.running.together import Together, joint
 from culnig_fast.scores import ScoreTable
-from culnig_fast.version import __version__
 
 
 def attribute(
@@ -115,19 +115,18 @@ def attribute(
     world = world or World()
     if (division := attributor.architecture.division) is not None:
         world = Together(world, division)
-    clamp = control and clamp_control
-    samples = Samples(
-        tuple(question.id for question in kept),
-        encoded.token_ids,
-        torch.tensor(encoded.answers),
-        torch.from_numpy(membership),
-        clamp,
-        batch_size,
-        chosen.marks,
-    )
+    samples = Samples.of(encoded, membership, chosen, control and clamp_control, batch_size)
     saved = earlier = None
     if checkpoint is not None:
-        facts = _run_facts(attributor, samples, groups, world, chosen.rule)
+        facts = run_facts(
+            _model_facts(attributor.architecture.model, world),
+            attributor,
+            samples,
+            groups,
+            positions=chosen.rule,
+            batch_size=batch_size,
+            processes=world.size,
+        )
         saved = Checkpoint(rank_path(checkpoint, world), facts, checkpoint_seconds)
         earlier = saved.load()
         _same_progress(world, earlier)
@@ -147,7 +146,7 @@ def attribute(
         totals,
         {
             "control": control,
-            "clamped": clamp,
+            "clamped": samples.clamp,
             "batch_tokens": budget.tokens,
             "batch_size": batch_size,
             "halvings": sum(world.gather("halvings", budget.halvings)),
@@ -161,27 +160,10 @@ def attribute(
     )
 
 
-def _run_facts(
-    attributor: Attributor, samples: Samples, groups: Sequence[str], world: World, positions: str
-) -> dict[str, Any]:
-    """What makes two runs the same run, by name."""
-    options = {
-        "clamp": samples.clamp,
-        "padding": attributor.padding,
-        "reduction": attributor.reduction,
-        "positions": positions,
-        "path": attributor.path,
-        "batch_size": samples.batch_size,
-        "processes": world.size,
-    }
-    model = fingerprint(attributor.architecture.model)
-    return {
-        "model": model if world.independent else world.gather("model", model),  # each sees its part of the weights
-        "layout": attributor.layout.to_dict(),
-        "questions": [samples.ids, samples.token_ids, samples.answers.tolist(), samples.groups.tolist(), groups],
-        "options": options,
-        "version": __version__,
-    }
+def _model_facts(model: Any, world: World) -> Any:
+    """What tells the model's weights from others."""
+    own = fingerprint(model)
+    return own if world.independent else world.gather("model", own)  # each process sees its part of them
 
 
 def _same_progress(world: World, earlier: Progress | None) -> None:
@@ -237,12 +219,11 @@ def _fitting_tokens(attributor: Attributor, samples: Samples, share: float) -> i
 
 def measure(attributor: Attributor, samples: Samples, meters: Sequence[Meter], share: float) -> int:
     """`measured_tokens` on the longest samples, whose scores are not added."""
-    lengths = [len(tokens) for tokens in samples.token_ids]
     every = {location.site for location in attributor.locations}
     device = attributor.architecture.embedding.weight.device
 
     def run(tokens: int) -> int:
-        index = plan_batches(lengths, tokens)[0]
+        index = plan_batches(samples.lengths, tokens)[0]
         batch = samples.batch(index, device)
         logits = attributor.forward(batch.input_ids, batch.lengths, positions=batch.positions)
         gold = samples.answers[index].to(logits.device)[:, None]
@@ -254,8 +235,7 @@ def measure(attributor: Attributor, samples: Samples, meters: Sequence[Meter], s
 
 def _order(samples: Samples, budget: Budget, world: World) -> np.ndarray:
     """The samples of this process in the order in which they are scored: its share of the plan's batches."""
-    lengths = [len(tokens) for tokens in samples.token_ids]
-    batches = world.share(plan_batches(lengths, budget.tokens or 1, samples.batch_size))
+    batches = world.share(plan_batches(samples.lengths, budget.tokens or 1, samples.batch_size))
     return np.concatenate(batches) if batches else np.empty(0, dtype=np.int64)
 
 

@@ -19,7 +19,8 @@ from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.running.budget import Budget
 from culnig_fast.running.distributed import World
-from culnig_fast.running.loop import Loop, Samples, non_finite_named
+from culnig_fast.running.loop import Loop, non_finite_named
+from culnig_fast.running.samples import Samples
 from culnig_fast.tensors import map_tensor, read_facts, read_metadata, read_texts, save_tensors
 
 FORMAT = "culnig_fast.instances/1"
@@ -147,13 +148,7 @@ def record_instances(
     double = attributor.architecture.embedding.weight.dtype == torch.float64
     dtype = torch.float64 if double else torch.float32
     attributor.watched = torch.full((len(kept), len(neurons)), torch.nan, dtype=dtype, device=device)
-    samples = Samples(
-        tuple(question.id for question in kept),
-        encoded.token_ids,
-        torch.tensor(encoded.answers),
-        torch.zeros(len(kept), dtype=torch.int64),
-        marks=chosen.marks,
-    )
+    samples = Samples.of(encoded, np.zeros(len(kept), dtype=np.int64), chosen, False, None)
     with non_finite_named(attributor, samples, options), attributor:
         p = Loop(attributor, samples, order, budget, World()).run(progress)
     probability = np.empty(len(kept))

@@ -14,9 +14,11 @@ from culnig_fast.batching import make_batch
 from culnig_fast.divided import Division
 from culnig_fast.errors import CulnigError
 from culnig_fast.mixtures.experts import Routing
-from culnig_fast.neurons import NeuronLayout, NeuronSite
+from culnig_fast.neurons import NeuronLayout
+from culnig_fast.running.sightings import Sightings
 
-_REMEDY = "the model's weights may hold NaN, or its dtype overflows: try bfloat16 or float32"
+REMEDY = "the model's weights may hold NaN, or its dtype overflows: try bfloat16 or float32"
+"""What a message about such numbers ends in."""
 
 
 class NonFinite(Exception):
@@ -46,8 +48,8 @@ def describe_non_finite(
     suspects = sorted(int(i) for i in suspects)
     on_taps = _Watcher(architecture, **{**options, "path": "taps", "n_groups": 1})
     for i, log_p in _one_by_one(on_taps, token_ids, answers, suspects):
-        if where := _first_of_all(on_taps.first(log_p), architecture.division):
-            return f"question {ids[i]!r}: {where}; {_REMEDY}"
+        if where := _first_of_all(on_taps.sightings.first(0, float(log_p)), architecture.division):
+            return f"question {ids[i]!r}: {where}; {REMEDY}"
     # Nothing on taps: the run's own path is what overflows.
     alone = Attributor(architecture, **{**options, "n_groups": 1})
     zeros = torch.zeros((1, alone.layout.size), dtype=torch.float64)
@@ -55,17 +57,17 @@ def describe_non_finite(
         totals = alone.totals.cpu().numpy()
         alone.restore(zeros)
         if not np.isfinite(totals).all():
-            return f"question {ids[i]!r}: {_first_neuron(totals[0], alone.layout)}; {_REMEDY}"
+            return f"question {ids[i]!r}: {_first_neuron(totals[0], alone.layout)}; {REMEDY}"
         if not torch.isfinite(log_p).all():
-            return f"question {ids[i]!r}: its log P is {float(log_p)}; {_REMEDY}"
-    return f"questions {ids[suspects[0]]!r} to {ids[suspects[-1]]!r}: scores are not finite in their batch; {_REMEDY}"
+            return f"question {ids[i]!r}: its log P is {float(log_p)}; {REMEDY}"
+    return f"questions {ids[suspects[0]]!r} to {ids[suspects[-1]]!r}: scores are not finite in their batch; {REMEDY}"
 
 
 def check_finite(totals: np.ndarray, layout: NeuronLayout) -> None:
     """Raise CulnigError, naming the first neuron, when a total is NaN or infinite."""
     for row in totals:
         if not np.isfinite(row).all():
-            raise CulnigError(f"{_first_neuron(row, layout)}; {_REMEDY}")
+            raise CulnigError(f"{_first_neuron(row, layout)}; {REMEDY}")
 
 
 def _first_of_all(found: tuple[int, str] | None, division: Division | None) -> str:
@@ -96,36 +98,13 @@ def _one_by_one(
 
 
 class _Watcher(Attributor):
-    """Scores nothing; keeps the first element that is not finite of every activation and gradient that passes."""
+    """Scores nothing; notes what is not finite as it passes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._found: dict[tuple[str, NeuronSite], tuple[int, float]] = {}
-
-    def first(self, log_p: torch.Tensor) -> tuple[int, str] | None:
-        """Where the last sample went wrong first, as its place in the order of computation and in words."""
-        found, self._found = self._found, {}
-        order = list(self.layout.sites)
-        steps = [("activation", site) for site in order] + [("logits", None)] + [("gradient", s) for s in order[::-1]]
-        for place, (what, site) in enumerate(steps):
-            if site is None:
-                if not torch.isfinite(log_p).all():
-                    return place, f"its logits give log P = {float(log_p)}, after activations that are finite"
-            elif (what, site) in found:
-                column, value = found[what, site]
-                module = f"{site.module_name} in layer {site.layer_idx}"
-                return place, f"the {what} of neuron {column} of {module} is {value}"
-        return None
+        self.sightings = Sightings(self.layout)
 
     def _on_tap(
         self, location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None
     ) -> None:
-        for what, tensor in (("activation", act), ("gradient", grad)):
-            rows = tensor.detach().reshape(-1, tensor.shape[-1])
-            bad = (~torch.isfinite(rows)).nonzero()
-            if len(bad):
-                row, column = bad[0].tolist()
-                expert = 0 if routing is None else int(routing.experts[row])
-                first = 0 if location.held is None else location.held.start
-                place = first + expert * tensor.shape[-1] + column
-                self._found[what, location.site] = place, float(rows[row, column])
+        self.sightings.look(location, act, grad, routing)

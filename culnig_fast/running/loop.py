@@ -6,8 +6,7 @@ import contextlib
 import gc
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from culnig_fast.attributor import Attributor
-from culnig_fast.batching import Batch, make_batch
+from culnig_fast.batching import Batch
 from culnig_fast.errors import CulnigError, Interrupted
 from culnig_fast.neurons import NeuronSite
 from culnig_fast.running.budget import Budget, is_out_of_memory
@@ -23,36 +22,10 @@ from culnig_fast.running.checkpoint import Checkpoint, Progress
 from culnig_fast.running.diagnosis import NonFinite, describe_non_finite
 from culnig_fast.running.distributed import RankError, World
 from culnig_fast.running.interrupts import held_signals
+from culnig_fast.running.samples import Samples
 
 FINITE_SECONDS = 5.0
 """Most time between two looks at whether all is finite: each waits for the device."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What is scored.
-
-    Attributes:
-        ids: names, for messages.
-        token_ids: the prompt of each.
-        answers: int64 [samples] gold tokens.
-        groups: int64 [samples] rows of the totals, or float64 [samples, rows], as `Attributor.backward` takes them.
-        clamp: negative weighted scores count as 0.
-        batch_size: samples a batch; None forms batches by the budget.
-        marks: bool [tokens] of each, the positions that count; None means all.
-    """
-
-    ids: tuple[str, ...]
-    token_ids: Sequence[Sequence[int]]
-    answers: torch.Tensor
-    groups: torch.Tensor
-    clamp: bool = False
-    batch_size: int | None = None
-    marks: Sequence[np.ndarray] | None = None
-
-    def batch(self, index: np.ndarray, device: torch.device, width: int | None = None) -> Batch:
-        """Some of them, padded together; see `make_batch`."""
-        return make_batch(self.token_ids, index, device, width, self.marks)
 
 
 class Loop:

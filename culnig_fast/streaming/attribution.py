@@ -11,20 +11,22 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
-from culnig_fast.chosen_positions import ChosenPositions, PositionRule, choose_positions
+from culnig_fast.batching import default_batch_tokens, plan_batches
+from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError, Interrupted
 from culnig_fast.models import DTYPES, load_tokenizer, local_folder
-from culnig_fast.questions import EncodedQuestions, Question, encode_questions
+from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
 from culnig_fast.running.checkpoint import Checkpoint, Progress
+from culnig_fast.running.diagnosis import NonFinite
 from culnig_fast.running.finished import finished_table
 from culnig_fast.running.interrupts import terminated
+from culnig_fast.running.samples import Samples, run_facts
 from culnig_fast.scores import ScoreTable
 from culnig_fast.streaming.attributor import Objective, StreamedAttributor
 from culnig_fast.streaming.block import default_stream_tokens, plan_blocks
+from culnig_fast.streaming.diagnosis import describe_streamed
 from culnig_fast.streaming.model import open_streamed
-from culnig_fast.version import __version__
 
 
 def attribute_streamed(
@@ -80,49 +82,45 @@ def attribute_streamed(
     folder = local_folder(str(name), trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code) if tokenizer is None else tokenizer
     encoded = encode_questions(tokenizer, list(questions), on_unusable)
-    marked = choose_positions(positions, tokenizer, encoded)
+    chosen = choose_positions(positions, tokenizer, encoded)
     groups, membership = table_rows([question.group for question in encoded.questions], resamples, seed)
+    samples = Samples.of(encoded, membership, chosen, control and clamp_control, batch_size)
     streamed = open_streamed(folder, dtype=dtype, device=_device(device), trust_remote_code=trust_remote_code)
-    attributor = StreamedAttributor(
-        streamed, sites=sites, n_groups=len(groups), reduction=reduction, padding=padding, backend=backend, path=path
-    )
+    options: dict[str, Any] = {
+        "sites": None if sites is None else tuple(sites),
+        "reduction": reduction,
+        "padding": padding,
+        "backend": backend,
+        "path": path,
+    }
+    attributor = StreamedAttributor(streamed, n_groups=len(groups), **options)
     batch_tokens = default_batch_tokens(streamed.device) if batch_tokens is None else batch_tokens
-    lengths = [len(tokens) for tokens in encoded.token_ids]
-    batches = plan_batches(lengths, batch_tokens, batch_size)
+    batches = plan_batches(samples.lengths, batch_tokens, batch_size)
     if stream_tokens is None:
         weight = streamed.architecture.embedding.weight
         width = streamed.probes[0].args[0].shape[-1]
         stream_tokens = default_stream_tokens(len(streamed.layers), width, weight.element_size(), streamed.device)
-    clamp = control and clamp_control
     saved = None
     if checkpoint is not None:
-        run = {
-            "model": [streamed.fingerprint, str(streamed.architecture.embedding.weight.dtype)],
-            "layout": attributor.layout.to_dict(),
-            "questions": [encoded.token_ids, encoded.answers, membership.tolist(), groups],
-            "options": {
-                "clamp": clamp,
-                "padding": padding,
-                "reduction": reduction,
-                "positions": marked.rule,
-                "path": path,
-                "batches": [len(batch) for batch in batches],
-            },
-            "version": __version__,
-        }
-        saved = Checkpoint(checkpoint, run, checkpoint_seconds)
-    probabilities = _run(attributor, encoded, marked, membership, batches, stream_tokens, clamp, saved, progress)
+        model = [streamed.fingerprint, str(streamed.architecture.embedding.weight.dtype)]
+        sizes = [len(batch) for batch in batches]
+        facts = run_facts(model, attributor, samples, groups, positions=chosen.rule, batches=sizes)
+        saved = Checkpoint(checkpoint, facts, checkpoint_seconds)
+    try:
+        probabilities = _run(attributor, samples, batches, stream_tokens, saved, progress)
+    except NonFinite as error:
+        raise CulnigError(describe_streamed(streamed, samples, error, options)) from None
     metadata = {
         "device": streamed.device.type,
         "control": control,
-        "clamped": clamp,
+        "clamped": samples.clamp,
         "batch_tokens": None if batch_size else batch_tokens,
         "batch_size": batch_size,
         "halvings": 0,
         "processes": 1,
         "recomputed": True,
         "streamed": True,
-        "positions": marked.rule,
+        "positions": chosen.rule,
         **({"resamples": resamples, "seed": seed} if resamples else {}),
     }
     return finished_table(
@@ -138,16 +136,18 @@ def attribute_streamed(
 
 def _run(
     attributor: StreamedAttributor,
-    encoded: EncodedQuestions,
-    marked: ChosenPositions,
-    membership: np.ndarray,
+    samples: Samples,
     batches: list[np.ndarray],
     stream_tokens: int,
-    clamp: bool,
     checkpoint: Checkpoint | None,
     progress: bool,
 ) -> np.ndarray:
-    """Score all blocks that are not done yet; returns P of each sample, float64 [samples]."""
+    """Score all blocks that are not done yet; returns P of each sample, float64 [samples].
+
+    Raises:
+        NonFinite: NaN or infinity, with the samples of the block in which it is; what was kept before is finite.
+        Interrupted: SIGINT or SIGTERM came.
+    """
     device = attributor.streamed.device
     earlier = checkpoint.load() if checkpoint is not None else None
     done = 0
@@ -156,25 +156,29 @@ def _run(
         done = int(np.searchsorted(np.cumsum([len(batch) for batch in batches]), len(earlier.probability))) + 1
         seen = [torch.from_numpy(earlier.probability).to(device)]
         attributor.restore(torch.from_numpy(earlier.totals))
-    blocks = plan_blocks(batches[done:], [len(tokens) for tokens in encoded.token_ids], stream_tokens)
-    answers, groups = (torch.as_tensor(column).to(device) for column in (encoded.answers, membership))
+    blocks = plan_blocks(batches[done:], samples.lengths, stream_tokens)
+    answers, groups = samples.answers.to(device), samples.groups.to(device)
     bar = tqdm(total=len(blocks) * attributor.passes, unit="layer", desc="scoring", disable=not progress, smoothing=0.1)
     kept = 0 if earlier is None else len(earlier.probability)
 
     def score(block: list[np.ndarray]) -> None:
-        chosen = [make_batch(encoded.token_ids, index, device, marks=marked.marks) for index in block]
+        chosen = [samples.batch(index, device) for index in block]
         positions = [batch.positions for batch in chosen if batch.positions is not None]
+        found: list[torch.Tensor] = []
 
         def log_probability(batch: int, logits: torch.Tensor) -> Objective:
             index = chosen[batch].index
             log_p = torch.log_softmax(logits, dim=-1).gather(1, answers[index][:, None])[:, 0]
             p = log_p.detach().double().exp()
-            seen.append(p)
+            found.append(p)
             return Objective(log_p, p * p, groups[index])
 
         attributor.run_block(
-            chosen, log_probability, clamp_below_zero=clamp, positions=positions or None, tick=bar.update
+            chosen, log_probability, clamp_below_zero=samples.clamp, positions=positions or None, tick=bar.update
         )
+        if not attributor.is_finite() or not bool(torch.isfinite(torch.cat(found)).all()):
+            raise NonFinite(np.concatenate(block))
+        seen.extend(found)
 
     with attributor, bar, terminated():
         try:
@@ -186,8 +190,8 @@ def _run(
                     checkpoint.save(Progress(totals, probability, None, None, 0))
                     kept = len(probability)
         except KeyboardInterrupt as stop:
-            raise _stopped(stop, kept, len(encoded.token_ids), checkpoint) from None
-    probabilities = np.empty(len(encoded.token_ids))
+            raise _stopped(stop, kept, len(samples.ids), checkpoint) from None
+    probabilities = np.empty(len(samples.ids))
     probabilities[np.concatenate(batches)] = torch.cat(seen).cpu().numpy()
     return probabilities
 

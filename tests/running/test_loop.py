@@ -17,6 +17,7 @@ from wordlevel import make_questions, make_tokenizer
 import culnig_fast as cf
 from culnig_fast.running import loop
 from culnig_fast.running.budget import MOST_TOKENS, Budget, is_out_of_memory, measured_tokens, round_budget
+from culnig_fast.running.samples import Samples
 
 TOKENIZER = make_tokenizer()
 QUESTIONS = make_questions(23)
@@ -202,7 +203,7 @@ def test_measuring_adds_nothing() -> None:
     from culnig_fast.attribution import measure
 
     model = families.build("llama")
-    samples = loop.Samples(
+    samples = Samples(
         tuple(q.id for q in QUESTIONS),
         [TOKENIZER(q.prompt)["input_ids"] for q in QUESTIONS],
         torch.tensor([4] * len(QUESTIONS)),
