@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# A process a core; a file's tests stay together, since they share what is costly to make.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
@@ -35,7 +37,7 @@ demo: $(STAMP)
 	$(BIN)/culnig-fast demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 # No interpreter: where there is no GPU these tests say so instead of passing on something else.
 test-gpu: $(STAMP)
