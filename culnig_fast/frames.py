@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import MODULE_NAMES
-
-if TYPE_CHECKING:
-    from culnig_fast.scores import ScoreTable
 
 NAMES = ("module_name", "layer_idx", "neuron_idx")
 SCORE = "attribute_score"
@@ -22,35 +18,6 @@ CATEGORIES: Mapping[str, Sequence[str]] = {NAMES[0]: MODULE_NAMES}
 
 FACTS = b"culnig_fast"
 """Key of an Arrow table's metadata that holds what a frame has in `attrs`, as JSON."""
-
-
-def table_columns(table: ScoreTable, groups: Sequence[str] | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Columns of a score table, names first and then one a group, and what it says of itself.
-
-    Raises:
-        CulnigError: there is no such group, or one is called like a column of names.
-    """
-    chosen = table.groups if groups is None else tuple(groups)
-    rows = [table.group_index(name) for name in chosen]
-    taken = [name for name in chosen if name in NAMES]
-    if taken:
-        raise CulnigError(f"a group is called {taken[0]!r}, as a column of names is; choose others with `groups`")
-    _, layers, columns = table.layout.locate(np.arange(table.layout.size))
-    codes = [np.full(s.width, MODULE_NAMES.index(s.module_name), dtype=np.int8) for s in table.layout.sites]
-    facts = {
-        "counts": {name: int(table.counts[row]) for name, row in zip(chosen, rows, strict=True)},
-        "probability": {name: float(table.probability[row]) for name, row in zip(chosen, rows, strict=True)},
-        "metadata": table.metadata,
-    }
-    named = dict(zip(NAMES, (np.concatenate(codes), layers, columns), strict=True))
-    return named | {name: table.totals[row] for name, row in zip(chosen, rows, strict=True)}, facts
-
-
-def set_columns(neurons: NeuronSet) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Columns of a set, best first, and its `info`."""
-    codes = np.array([MODULE_NAMES.index(name) for name in neurons.module_names], dtype=np.int8)
-    columns = (codes, neurons.layer_idx, neurons.neuron_idx, neurons.scores)
-    return dict(zip((*NAMES, SCORE), columns, strict=True)), {"info": neurons.info}
 
 
 def to_pandas(
@@ -80,8 +47,8 @@ def to_arrow(
     return table.replace_schema_metadata({FACTS: json.dumps(facts, ensure_ascii=False)})
 
 
-def set_from_pandas(frame: Any, info: dict[str, Any] | None = None) -> NeuronSet:
-    """The set of a frame's rows, in their order.
+def from_pandas(frame: Any) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """Module names, layers, columns and scores of a frame's rows, in their order; scores that it lacks are 0.
 
     Raises:
         CulnigError: a column is missing, a layer or column is no whole number, or a score not finite.
@@ -93,8 +60,7 @@ def set_from_pandas(frame: Any, info: dict[str, Any] | None = None) -> NeuronSet
     scores = _numbers(frame, SCORE) if SCORE in frame.columns else np.zeros(len(frame))
     if not np.isfinite(scores).all():
         raise CulnigError(f"row {int(np.flatnonzero(~np.isfinite(scores))[0])} of {SCORE} is not finite; leave it out")
-    kept = frame.attrs.get("info", {}) if info is None else info
-    return NeuronSet(tuple(frame[NAMES[0]].astype(str)), whole[0], whole[1], scores, dict(kept))
+    return tuple(frame[NAMES[0]].astype(str)), whole[0], whole[1], scores
 
 
 def _whole(frame: Any, name: str) -> np.ndarray:

@@ -11,7 +11,15 @@ import numpy as np
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import json_digest, read_json, write_json
-from culnig_fast.neurons import EXPERT_MODULES, MODULE_RANK, NeuronLayout, check_module_names, finite, whole
+from culnig_fast.neurons import (
+    EXPERT_MODULES,
+    MODULE_NAMES,
+    MODULE_RANK,
+    NeuronLayout,
+    check_module_names,
+    finite,
+    whole,
+)
 
 
 class Neuron(NamedTuple):
@@ -153,13 +161,13 @@ class NeuronSet:
         in its `attrs`."""
         from culnig_fast import frames
 
-        return frames.to_pandas(*frames.set_columns(self))
+        return frames.to_pandas(*self._frame())
 
     def to_arrow(self) -> Any:
         """As `to_pandas`, a pyarrow.Table; `info` is JSON under `culnig_fast` in its metadata."""
         from culnig_fast import frames
 
-        return frames.to_arrow(*frames.set_columns(self))
+        return frames.to_arrow(*self._frame())
 
     @classmethod
     def from_pandas(cls, frame: Any, info: dict[str, Any] | None = None) -> NeuronSet:
@@ -174,7 +182,16 @@ class NeuronSet:
         """
         from culnig_fast import frames
 
-        return frames.set_from_pandas(frame, info)
+        columns = frames.from_pandas(frame)
+        return cls(*columns, dict(frame.attrs.get("info", {}) if info is None else info))
+
+    def _frame(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Columns, best first, and what the set says of itself."""
+        from culnig_fast.frames import NAMES, SCORE
+
+        codes = np.array([MODULE_NAMES.index(name) for name in self.module_names], dtype=np.int8)
+        columns = (codes, self.layer_idx, self.neuron_idx, self.scores)
+        return dict(zip((*NAMES, SCORE), columns, strict=True)), {"info": self.info}
 
     def __iter__(self) -> Iterator[Neuron]:
         rows = (self.module_names, self.layer_idx.tolist(), self.neuron_idx.tolist(), self.scores.tolist())

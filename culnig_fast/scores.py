@@ -12,7 +12,7 @@ import numpy as np
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import remove_leftovers
-from culnig_fast.neurons import NeuronLayout
+from culnig_fast.neurons import MODULE_NAMES, NeuronLayout
 from culnig_fast.tensors import map_tensor, read_facts, read_metadata, read_texts, read_value, save_tensors
 
 FORMAT = "culnig_fast.scores/1"
@@ -94,13 +94,32 @@ class ScoreTable:
         """
         from culnig_fast import frames
 
-        return frames.to_pandas(*frames.table_columns(self, groups))
+        return frames.to_pandas(*self._frame(groups))
 
     def to_arrow(self, groups: Sequence[str] | None = None) -> Any:
         """As `to_pandas`, a pyarrow.Table; what is in a frame's `attrs` is JSON under `culnig_fast` in its metadata."""
         from culnig_fast import frames
 
-        return frames.to_arrow(*frames.table_columns(self, groups))
+        return frames.to_arrow(*self._frame(groups))
+
+    def _frame(self, groups: Sequence[str] | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Columns, names first and then one a group, and what the table says of itself."""
+        from culnig_fast.frames import NAMES
+
+        chosen = self.groups if groups is None else tuple(groups)
+        rows = [self.group_index(name) for name in chosen]
+        taken = [name for name in chosen if name in NAMES]
+        if taken:
+            raise CulnigError(f"a group is called {taken[0]!r}, as a column of names is; choose others with `groups`")
+        _, layers, columns = self.layout.locate(np.arange(self.layout.size))
+        codes = [np.full(s.width, MODULE_NAMES.index(s.module_name), dtype=np.int8) for s in self.layout.sites]
+        facts = {
+            "counts": {name: int(self.counts[row]) for name, row in zip(chosen, rows, strict=True)},
+            "probability": {name: float(self.probability[row]) for name, row in zip(chosen, rows, strict=True)},
+            "metadata": self.metadata,
+        }
+        named = dict(zip(NAMES, (np.concatenate(codes), layers, columns), strict=True))
+        return named | {name: self.totals[row] for name, row in zip(chosen, rows, strict=True)}, facts
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a safetensors file with layout, groups, ids and metadata in its header; atomic.

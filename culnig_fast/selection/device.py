@@ -15,7 +15,7 @@ import torch
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout
-from culnig_fast.selection.ranking import core
+from culnig_fast.selection.core import core
 
 
 @dataclass(frozen=True, eq=False)

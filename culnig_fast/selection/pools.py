@@ -12,8 +12,9 @@ import numpy as np
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, check_module_names
 from culnig_fast.selection import ranking
+from culnig_fast.selection.core import implementation
 from culnig_fast.selection.inputs import country_row
-from culnig_fast.selection.ranking import Candidates, Job, NotANumberError, Source, implementation
+from culnig_fast.selection.ranking import Candidates, Job, NotANumberError, Source
 
 
 class Tables(NamedTuple):

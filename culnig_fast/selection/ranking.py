@@ -7,48 +7,15 @@ order.
 
 from __future__ import annotations
 
-import functools
 import importlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from culnig_fast.errors import CulnigError
-
-
-@functools.cache
-def core() -> ModuleType:
-    """The C++ core, or its NumPy twin, with one warning, where the core was not built."""
-    try:
-        return importlib.import_module("culnig_fast._selection")
-    except ImportError as error:
-        warnings.warn(
-            f"culnig_fast was installed without its C++ core ({error}); its slower NumPy twin selects, "
-            "with the same results. Install again with a C++17 compiler to have the core",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return importlib.import_module("culnig_fast.selection.numpy_core")
-
-
-def implementation() -> str:
-    """What selects: "C++", or "NumPy" where the extension was not built."""
-    return "C++" if core().__name__ == "culnig_fast._selection" else "NumPy"
-
-
-_threads = 0
-
-
-def set_threads(count: int) -> None:
-    """Let the core use `count` threads from now on, 0 for one a core; results do not depend on it."""
-    global _threads  # noqa: PLW0603 — like torch.set_num_threads
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 1024:
-        raise CulnigError(f"threads must be a whole number between 0 and 1024, not {count!r}")
-    _threads = count
+from culnig_fast.selection.core import core
 
 
 @dataclass(frozen=True)
@@ -129,7 +96,7 @@ def candidates(
         NotANumberError: a score of a pool is NaN.
     """
     try:
-        found = _core_of(minuend).candidates(*_pair(minuend, subtrahend), _totals(surface), jobs, _threads)
+        found = _core_of(minuend).candidates(*_pair(minuend, subtrahend), _totals(surface), jobs)
     except ValueError as error:
         column, of = getattr(error, "column", None), getattr(error, "of", None)
         if column is None:
@@ -168,7 +135,7 @@ def group_z(
     """
     pairing = np.asarray(subtrahend_rows, dtype=np.int64)
     try:
-        z: np.ndarray = _core_of(minuend).group_z(*_pair(minuend, subtrahend), pairing, flat, rows, _threads)
+        z: np.ndarray = _core_of(minuend).group_z(*_pair(minuend, subtrahend), pairing, flat, rows)
     except ValueError:
         for column in flat.tolist():
             sources = [source for source in (minuend, subtrahend) if source is not None]

@@ -17,6 +17,7 @@ from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import ATTENTION_MODULES, NeuronLayout, check_module_names
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import ranking
+from culnig_fast.selection.core import implementation
 from culnig_fast.selection.inputs import check_countries, check_every_group, check_min_z, check_tables
 from culnig_fast.selection.pools import (
     Pool,
@@ -30,7 +31,6 @@ from culnig_fast.selection.pools import (
     rank_countries,
     rank_general,
 )
-from culnig_fast.selection.ranking import implementation
 from culnig_fast.tasks.countries import TARGET_COUNTRIES
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.scores import ScoreTable
 from culnig_fast.selection import numpy_core as _selection_numpy
 from culnig_fast.selection import ranking
+from culnig_fast.selection.core import core
 from culnig_fast.selection.rules import implementation, select_general, select_random, select_specific
 
 Q, K, V, GATE, UP = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"
@@ -351,13 +352,13 @@ def test_install_without_the_core_works_and_says_so(monkeypatch: pytest.MonkeyPa
     tables = random_tables(0)
     expected = select_general(*tables, mlp_share=0.5)
     monkeypatch.setitem(sys.modules, "culnig_fast._selection", None)
-    ranking.core.cache_clear()
+    core.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="without its C\\+\\+ core .* slower NumPy twin"):
             assert implementation() == "NumPy"
         assert select_general(*tables, mlp_share=0.5) == expected
     finally:
-        ranking.core.cache_clear()
+        core.cache_clear()
 
 
 @pytest.mark.parametrize(("choice", "one", "other"), [("reduction", "max", "sum"), ("positions", "all", "last")])

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from culnig_fast.selection import numpy_core as twin
-from culnig_fast.selection import ranking
+from culnig_fast.selection.core import implementation
 
 INF = math.inf
 TINY = 5e-324
@@ -47,7 +47,7 @@ def either(request: pytest.FixtureRequest) -> ModuleType:
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
 def test_core_is_in_use_where_there_is_a_compiler() -> None:
-    assert ranking.implementation() == "C++"
+    assert implementation() == "C++"
 
 
 def outcome(function: Any, *arguments: Any) -> tuple[Any, ...]:

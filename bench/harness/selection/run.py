@@ -18,7 +18,7 @@ import torch
 import culnig_fast as cf
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import refuse_existing, write_json
-from culnig_fast.selection import ranking
+from culnig_fast.selection import core
 from culnig_fast.selection.rules import select_specific_all
 from harness.environment import environment
 from harness.selection import others
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         raise CulnigError("--neurons, --rounds and --threads take numbers of at least 1")
     if options.json is not None:
         refuse_existing(options.json, options.overwrite)
-    if ranking.implementation() != "C++":
+    if core.implementation() != "C++":
         raise CulnigError("the C++ core is not built; install the package with a C++17 compiler first")
     torch.set_num_threads(options.threads)
     document: dict[str, Any] = {"environment": environment(torch.device("cpu")), "rows": []}
@@ -78,7 +78,7 @@ def _measure(tables: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
         jobs += [
             ("general", "culnig_fast", threads, lambda: cf.select_general(*tables)),
             ("specific", "culnig_fast", threads, lambda: select_specific_all(*tables)),
-            ("topk", "culnig_fast", threads, lambda threads=threads: ranking.core().top_k(values, k, threads)),
+            ("topk", "culnig_fast", threads, lambda threads=threads: core.core().top_k(values, k, threads)),
         ]
     for name, top in (("NumPy argpartition", others.numpy_top), ("full stable sort", others.sorted_top)):
         jobs += [
