@@ -25,14 +25,15 @@ LIMITS = {"samples": 1e-12, "weights": 1e-5}
 
 def run(folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """One process, then each way undisturbed and killed."""
-    split, options = "neur", ("--batch-tokens", "64", "--checkpoint-seconds", "0.3")
-    one = folder / "one.safetensors"
-    seconds = timed(command(one, *options, split=split))
+    split, often = "neur", ("--checkpoint-seconds", "0.3")
+    one, options = folder / "one.safetensors", (*often, "--batch-tokens", "64")
+    seconds = timed(command(one, *options, split=split), OMP_NUM_THREADS="1")  # as torchrun gives its processes
     whole = ScoreTable.load(one)
     rows = []
     for divided, size in WAYS[:1] if quick else WAYS:
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-        further = (*options, "--tensor-parallel") if divided == "weights" else options
+        # Divided weights are exchanged for in every batch: of small ones, that alone would be measured.
+        further = (*often, "--batch-tokens", "1024", "--tensor-parallel") if divided == "weights" else options
         out, again = folder / f"{divided}{size}.safetensors", folder / f"{divided}{size}-again.safetensors"
         undisturbed = timed([*launch, *command(out, *further, split=split)])
         table = ScoreTable.load(out)
