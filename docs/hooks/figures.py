@@ -136,6 +136,23 @@ def _faults(value: Any) -> Table:
     return ["part", "what", "value"], rows
 
 
+def _fault_rows(value: Any) -> Table:
+    """Every way in which a part was disturbed, and how far the totals are from those of one undisturbed process."""
+    rows: list[list[Any]] = []
+    for part, facts in value["parts"].items():
+        for row in facts["rows"]:
+            if part == "ranks":
+                what = f"{row['processes']} processes, {row['divided']} divided, one killed"
+                told = f"named after {row['seconds_to_end']} s"
+                told += (
+                    ", restart equal to the byte" if row["restarted_bytes_equal_undisturbed"] else ", restart differs"
+                )
+                rows.append([what, told, row["difference_from_one_process"]])
+            else:
+                rows.append([f"out of memory: {row['where']}", f"{row['halvings']} halvings", row["difference"]])
+    return ["what", "outcome", "difference ÷ largest total"], rows
+
+
 def _selection(value: Any) -> Table:
     largest = max(row["neurons"] for row in value["rows"])
     rows = [{**row, "ms": 1e3 * row["seconds"]} for row in value["rows"] if row["neurons"] in (largest, 3_200_000)]
@@ -176,6 +193,7 @@ KNOWN: dict[str, tuple[str, Callable[[Any], Table]]] = {
     "attribution_fused": ("Scoring, beside other ways", _attribution),
     "demo": ("The embedded model's run", _demo),
     "faults_kills": ("A run that is killed again and again", _faults),
+    "faults_ranks": ("A process that dies, memory that runs out", _fault_rows),
     "finetune": ("Fine-tuning of chosen modules", _finetuning),
     "meaning": ("Scores against brute force", _flat),
     "peers": ("Scoring, beside other libraries", _peers),
