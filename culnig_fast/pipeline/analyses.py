@@ -101,8 +101,8 @@ def analyses(bench: Workbench) -> dict[str, Analysis]:
         if config.analyses.kin:
             made |= {"kin": _kin, "kin-recovery": _kin_recovery}
     made |= {
-        "instances" if reduction == "max" else "instances-sum": _instances(reduction)
-        for reduction in reductions(config)
+        "instances" if number == 0 else "instances-sum": _instances(reduction)
+        for number, reduction in enumerate(reductions(config))
     }
     if config.analyses.resamples:
         made |= {"stability-resamples": _resamples, "stability-neurons": _frequency}
@@ -128,7 +128,7 @@ def write(bench: Workbench, out: Path) -> None:
         question.id: {"prompt": question.prompt, "answer": question.answer}
         for question in bench.questions(bench.config.culture, "neur")
     }
-    table = InstanceTable.load(instance_path(out))
+    table = InstanceTable.load(instance_path(out, reductions(bench.config)[0]))
     named = instances_dict(table, questions, sources.chosen(), bench.config.analyses.samples)
     write_json(out / "analysis" / TEXTS, named, overwrite=True)
 
@@ -157,11 +157,11 @@ def write_figures(bench: Workbench, out: Path) -> None:
 
 
 def reductions(config: RunConfig) -> tuple[str, ...]:
-    """Over positions, of the scores of single samples."""
-    return ("max", "sum") if config.analyses.summed else ("max",)
+    """Over positions, of the scores of single samples: as the neurons were scored, and the sum where that is asked."""
+    return tuple(dict.fromkeys((config.scoring.reduction, *(["sum"] if config.analyses.summed else []))))
 
 
-def instance_path(out: Path, reduction: str = "max") -> Path:
+def instance_path(out: Path, reduction: str) -> Path:
     """A table of single samples' scores."""
     return out / "instances" / f"{reduction}.safetensors"
 
@@ -188,6 +188,7 @@ def record(bench: Workbench, out: Path) -> None:
             bench.questions(config.culture, "neur"),
             chosen,
             reduction=reduction,
+            positions=config.scoring.positions,
             batch_tokens=config.batch_tokens,
             on_unusable=config.on_unusable,
             progress=bench.progress,

@@ -65,6 +65,19 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """How a sample's scores are made of those of its tokens; see `attribution.attribute`.
+
+    Attributes:
+        reduction: over positions; the method takes the maximum.
+        positions: which: `all`, `last` or `content`.
+    """
+
+    reduction: str = "max"
+    positions: str = "all"
+
+
+@dataclass(frozen=True)
 class Bootstrap:
     """How intervals and p-values are drawn."""
 
@@ -121,6 +134,7 @@ class RunConfig:
     culture: str = "blend"
     surface: str = "country_rc"
     sites: tuple[str, ...] | None = None
+    scoring: Scoring = field(default_factory=Scoring)
     thresholds: Thresholds = field(default_factory=Thresholds)
     countries: tuple[str, ...] = TARGET_COUNTRIES
     seeds: tuple[int, ...] = tuple(range(10))

@@ -96,7 +96,10 @@ def _scoring(bench: Workbench, prepared: Prepared) -> float:
 
     some = _some(prepared)
     answers = torch.tensor(some.encoded.answers)
-    with Attributor(bench.architecture, sites=bench.config.sites) as attributor:
+    scoring = bench.config.scoring
+    # Chosen positions cost nothing by themselves, but keep layers on taps.
+    path = "auto" if scoring.positions == "all" else "taps"
+    with Attributor(bench.architecture, sites=bench.config.sites, reduction=scoring.reduction, path=path) as attributor:
         device = attributor.architecture.embedding.weight.device
 
         def step() -> Any:

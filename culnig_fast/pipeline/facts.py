@@ -34,6 +34,7 @@ def known(bench: Workbench) -> dict[str, Any]:
             }
             for task in config.tasks
         ],
+        "scoring": asdict(config.scoring),
         "thresholds": asdict(config.thresholds),
         "countries": list(config.countries),
         "seeds": list(config.seeds),

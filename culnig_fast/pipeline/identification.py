@@ -65,6 +65,8 @@ def score(bench: Workbench, label: str, split: str, path: Path, partial: Path, r
         bench.questions(label, split),
         sites=config.sites,
         control=split == "control",
+        reduction=config.scoring.reduction,
+        positions=config.scoring.positions,
         batch_tokens=config.batch_tokens,
         resamples=resamples,
         seed=config.analyses.seed,

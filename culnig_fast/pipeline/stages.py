@@ -94,7 +94,7 @@ def _scores(bench: Workbench, out: Path, table: str, resamples: int = 0) -> Stag
     name = f"resampled-{table}" if resamples else table
     path = out / "scores" / f"{name}.safetensors"
     code = code_digest("culnig_fast.attribution")
-    options: dict[str, Any] = {"sites": bench.config.sites, "split": split}
+    options: dict[str, Any] = {"sites": bench.config.sites, "split": split, "scoring": asdict(bench.config.scoring)}
     if resamples:
         options["resamples"] = [resamples, bench.config.analyses.seed]
     return Stage(
@@ -187,7 +187,11 @@ def _looked_at(bench: Workbench, out: Path, results: list[Stage]) -> list[Stage]
                 config.culture,
                 "neur",
                 recording,
-                {"shown": config.analyses.shown, "reductions": analyses.reductions(config)},
+                {
+                    "shown": config.analyses.shown,
+                    "reductions": analyses.reductions(config),
+                    "positions": config.scoring.positions,
+                },
             ),
             make=lambda partial: analyses.record(bench, out),
             size=(config.culture, "neur"),

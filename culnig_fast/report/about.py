@@ -62,6 +62,7 @@ def run_facts(run: RunFiles) -> list[Facts]:
     for key, title in (
         ("model", "Model"),
         ("samples", "Samples scored"),
+        ("scoring", "Scoring"),
         ("thresholds", "Thresholds"),
         ("neurons", "Neurons chosen"),
         ("versions", "Versions"),

@@ -32,6 +32,7 @@ def test_values_and_defaults(tmp_path: Path) -> None:
     assert read.countries == ("Iran", "USA")
     assert read.seeds == (0, 1)
     assert read.thresholds.min_z == 0.5
+    assert (read.scoring.reduction, read.scoring.positions) == ("max", "all")
     assert config(tmp_path, seeds=[7, 3]).seeds == (7, 3)
 
 
@@ -45,6 +46,9 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         ({"thresholds": {"mlp_share": 2}}, r"run.yaml: thresholds.mlp_share is 2; give a number in 0…1"),
         ({"thresholds": {"mlp_shares": 0.1}}, "thresholds.mlp_shares is no key of a run; did you mean mlp_share?"),
         ({"thresholds": [1]}, r"run.yaml: thresholds is \[1\]; give keys and values"),
+        ({"scoring": {"reduction": "median"}}, "run.yaml: scoring.reduction is 'median'; choose from max, sum"),
+        ({"scoring": {"positions": "first"}}, "run.yaml: scoring.positions is 'first'; choose from all, last, content"),
+        ({"scoring": {"reductions": "sum"}}, "scoring.reductions is no key of a run; did you mean reduction?"),
         ({"out": None}, "run.yaml: out is missing"),
         ({"out": 3}, "run.yaml: out is 3; give text"),
         ({"model": None}, "run.yaml: model is missing"),

@@ -133,6 +133,20 @@ def test_other_rows_of_a_file_are_noticed(copy: Path) -> None:
     assert {changed[name] for name in results} == {"questions changed"}
 
 
+def test_another_way_of_scoring_scores_again(copy: Path) -> None:
+    scoring = {"reduction": "sum", "positions": "content"}
+    again = done(run(config(copy, baselines=list(ALL), scoring=scoring), progress=False))
+    assert {"scores/neur", "scores/control", "scores/crc", "instances"} <= set(again)
+    assert "activations" not in again
+    for name in ("neur", "control", "crc"):
+        table = cf.ScoreTable.load(copy / f"out/scores/{name}.safetensors")
+        assert (table.metadata["reduction"], table.metadata["positions"]) == ("sum", "content")
+    from culnig_fast.instances import InstanceTable
+
+    assert InstanceTable.load(copy / "out/instances/sum.safetensors").metadata["reduction"] == "sum"
+    assert json.loads((copy / "out/run.json").read_text())["scoring"] == scoring
+
+
 def test_thresholds_that_nothing_passes_end_the_run_before_it_evaluates(copy: Path) -> None:
     narrow = config(copy, baselines=list(ALL), thresholds={"mlp_share": 0.0, "attention_share": 0.0})
     before = contents(copy / "out")
