@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,11 @@ def nnsight() -> Iterator[Any]:
     """The library; it puts its own `Tensor.backward` in place of torch's, for every test that would follow."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
-        yield pytest.importorskip("nnsight", reason="nnsight is not installed: pip install culnig_fast[nnsight]")
+        library = pytest.importorskip("nnsight", reason="nnsight is not installed: pip install culnig_fast[nnsight]")
+        backward = importlib.import_module("nnsight.intervention.backward")
+        if hasattr(backward, "install"):  # its import, which does that, may have been another test's
+            backward.install()
+        yield library
 
 
 def objective(logits: torch.Tensor) -> torch.Tensor:

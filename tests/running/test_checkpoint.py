@@ -110,7 +110,7 @@ def test_another_runs_checkpoint_is_refused_and_kept(tmp_path: Path, monkeypatch
         with pytest.raises(cf.CulnigError, match=rf"another run.*{word}"):
             cf.attribute(given.pop("model"), TOKENIZER, given.pop("questions"), checkpoint=path, **given)
     with monkeypatch.context() as patch, pytest.raises(cf.CulnigError, match=r"different: version .* there and .*9\.9"):
-        patch.setattr("culnig_fast.attribution.__version__", "9.9")
+        patch.setattr("culnig_fast.running.samples.__version__", "9.9")
         cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
     assert path.read_bytes() == before
     path.write_bytes(before[: len(before) // 2])
