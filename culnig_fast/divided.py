@@ -36,8 +36,8 @@ def refuse_divided(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_divided(parameter):
             raise CulnigError(
-                f"{name} is divided among processes, of which only attribute(), Attributor and suppress() know; load "
-                "the whole model in each process, or use device_map='auto'"
+                f"{name} is divided among processes, of which only attribute(), evaluate() and suppress() know; "
+                "load the whole model in each process, or use device_map='auto'"
             )
 
 

@@ -22,9 +22,10 @@ from culnig_fast.cli.options import (
     SkipUnusable,
     Split,
     Task,
+    TensorParallel,
     Topics,
     Trust,
-    load_model_and_tokenizer,
+    load_divided,
     open_task,
     report,
 )
@@ -49,6 +50,7 @@ def evaluate(
     batch_tokens: BatchTokens = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    tensor_parallel: TensorParallel = False,
     skip_unusable: SkipUnusable = False,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
@@ -64,29 +66,36 @@ def evaluate(
     opened = open_task(task, data, topics, file)
     if opened.generates:
         raise CulnigError(f"{task} is answered in free text; use culnig-fast answer")
-    loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     import numpy as np
 
     from culnig_fast import masking
     from culnig_fast.evaluation import Evaluation, compare
     from culnig_fast.evaluation import evaluate as run_evaluation
     from culnig_fast.neuron_sets import NeuronSet
+    from culnig_fast.running.distributed import joined
 
-    questions = opened.questions(split, tokenizer)
     chosen = NeuronSet.load(neurons) if neurons is not None else NeuronSet.empty()
     earlier = Evaluation.load(against) if against is not None else None
     intervene = masking.suppress if action is Action.suppress else masking.enhance
-    with intervene(loaded, chosen):
-        result = run_evaluation(
-            loaded,
-            tokenizer,
-            questions,
-            batch_tokens=batch_tokens,
-            on_unusable="skip" if skip_unusable else "error",
-            progress=not quiet,
-        )
-    if out is not None:
-        result.save(out, overwrite)
+    with joined() as world:
+        if not world.alone and not tensor_parallel:
+            raise CulnigError("evaluate runs in one process, or under torchrun with --tensor-parallel")
+        loaded, tokenizer = load_divided(model, dtype, device, trust_remote_code, tensor_parallel, world)
+        questions = opened.questions(split, tokenizer)
+        with intervene(loaded, chosen):
+            result = run_evaluation(
+                loaded,
+                tokenizer,
+                questions,
+                batch_tokens=batch_tokens,
+                on_unusable="skip" if skip_unusable else "error",
+                progress=not quiet and world.rank == 0,
+            )
+        if out is not None and world.rank == 0:
+            result.save(out, overwrite)
+        world.gather("saved", True)
+    if world.rank > 0:
+        return
     points, groups = opened.scores(result), np.array(result.groups, dtype=object)
     summary: dict[str, Any] = {
         "accuracy": 100 * result.accuracy,

@@ -38,6 +38,9 @@ Overwrite = Annotated[bool, typer.Option(help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option(help="No progress bar.")]
 Sites = Annotated[Optional[list[str]], typer.Option("--site", help="Module to score, repeatable; left out: all five.")]
+TensorParallel = Annotated[
+    bool, typer.Option("--tensor-parallel", help="Under torchrun, divide one model's weights among the processes.")
+]
 Trust = Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")]
 
 
@@ -49,16 +52,27 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def load_model_and_tokenizer(
-    model: str, dtype: str, device: str | None, trust_remote_code: bool, tensor_parallel: bool = False
-) -> tuple[Any, Any]:
+def load_model_and_tokenizer(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
     """As `models.load_model`."""
     quiet_libraries()
     from culnig_fast.models import load_model
 
-    return load_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, tensor_parallel=tensor_parallel
-    )
+    return load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def load_divided(
+    model: str, dtype: str, device: str | None, trust_remote_code: bool, tensor_parallel: bool, world: Any
+) -> tuple[Any, Any]:
+    """The same for one process of a job, on its own card, with its part of the weights where that is asked."""
+    quiet_libraries()
+    from culnig_fast.models import load_model
+    from culnig_fast.running.distributed import local_device
+
+    if tensor_parallel and world.alone:
+        raise CulnigError("--tensor-parallel divides weights among processes; start them with torchrun")
+    where = device or local_device()
+    options = {"trust_remote_code": trust_remote_code, "tensor_parallel": tensor_parallel}
+    return load_model(model, dtype=dtype, device=where, **options)
 
 
 def open_task(task: str, data: str | None, topics: Path | None = None, files: list[str] | None = None) -> Any:

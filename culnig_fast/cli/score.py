@@ -22,9 +22,10 @@ from culnig_fast.cli.options import (
     SkipUnusable,
     Split,
     Task,
+    TensorParallel,
     Topics,
     Trust,
-    load_model_and_tokenizer,
+    load_divided,
     load_questions,
     quiet_libraries,
     report,
@@ -62,10 +63,7 @@ def score(
     stream_tokens: Annotated[
         Optional[int], typer.Option(min=1, help="With --stream, padded tokens a block; left out: what memory holds.")
     ] = None,
-    tensor_parallel: Annotated[
-        bool,
-        typer.Option("--tensor-parallel", help="Under torchrun, divide the weights among the processes, not samples."),
-    ] = False,
+    tensor_parallel: TensorParallel = False,
     padding: Annotated[str, typer.Option(help="exclude, or zero as the published program.")] = "exclude",
     batch_tokens: BatchTokens = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Fixed batches in file order instead.")] = None,
@@ -125,7 +123,7 @@ def score(
         "checkpoint_seconds": checkpoint_seconds,
         "progress": not quiet,
     }
-    from culnig_fast.running.distributed import joined, local_device
+    from culnig_fast.running.distributed import joined
 
     with joined() as world:
         if stream:
@@ -153,10 +151,7 @@ def score(
         else:
             from culnig_fast.attribution import attribute
 
-            if tensor_parallel and world.alone:
-                raise CulnigError("--tensor-parallel divides weights among processes; start them with torchrun")
-            device = device or local_device()
-            loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code, tensor_parallel)
+            loaded, tokenizer = load_divided(model, dtype, device, trust_remote_code, tensor_parallel, world)
             questions = load_questions(task, data, topics, split, tokenizer, file)
             table = attribute(
                 loaded, tokenizer, questions, recompute=recompute, memory_share=memory_share, world=world, **options

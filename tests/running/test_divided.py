@@ -23,6 +23,7 @@ from wordlevel import make_questions, make_tokenizer
 import culnig_fast as cf
 from culnig_fast.batching import plan_batches
 from culnig_fast.divided import Division
+from culnig_fast.evaluation import Evaluation
 from culnig_fast.models import load_model
 from culnig_fast.scores import ScoreTable
 
@@ -177,6 +178,21 @@ def test_a_killed_process_is_named_and_the_command_continues(tmp_path: Path) -> 
     assert invoke("score", "demo", "--data", "demo", "--split", "neur", "--out", whole_out, "--quiet") == 0
     table, whole = ScoreTable.load(out), ScoreTable.load(whole_out)
     assert_alike(table, whole, 1e-5)
+
+
+def test_accuracy_without_neurons_is_that_of_one_process(tmp_path: Path) -> None:
+    neurons = tmp_path / "set.json"
+    cf.NeuronSet(("mlp.gate_proj",) * 200, [0] * 200, list(range(0, 400, 2)), [0.0] * 200).save(neurons)
+    given = ["evaluate", "demo", "--data", "demo", "--task", "pick", "--neurons", neurons, "--quiet", "--out"]
+    both = started(["-m", "culnig_fast.cli", *map(str, given), str(tmp_path / "both.jsonl"), "--tensor-parallel"], 2)
+    printed = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert printed[0][0].splitlines()[-1].startswith("all") and printed[1][0] == ""
+    assert invoke(*given, tmp_path / "one.jsonl") == 0
+    got, expected = (Evaluation.load(tmp_path / f"{name}.jsonl") for name in ("both", "one"))
+    assert (got.ids, got.predictions) == (expected.ids, expected.predictions)
+    assert np.abs(got.probability - expected.probability).max() <= 1e-5
+    assert got.accuracy < 1.0
 
 
 def test_tensor_parallel_needs_several_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
