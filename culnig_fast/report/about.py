@@ -24,6 +24,7 @@ _PLAIN_NAMES = {
     "dtype": "number format",
     "model_class": "class",
 }
+_DEEPEST = 8
 _STAGES = {
     "scores": "scoring",
     "neurons": "choosing neurons",
@@ -123,12 +124,15 @@ def plain_name(name: str) -> str:
     return _PLAIN_NAMES.get(name, name.replace("_", " "))
 
 
-def plain(value: Any) -> str:
-    """A JSON value as people read it."""
+def plain(value: Any, depth: int = 0) -> str:
+    """A JSON value as people read it; what lies deeper in it than a run ever writes is left out."""
+    if isinstance(value, (Mapping, list)) and depth > _DEEPEST:
+        return "…"
     if isinstance(value, Mapping):
-        return ", ".join(f"{plain_name(str(key))} {plain(item)}" for key, item in value.items()) or "none"
+        named = (f"{plain_name(str(key))} {plain(item, depth + 1)}" for key, item in value.items())
+        return ", ".join(named) or "none"
     if isinstance(value, list):
-        return ", ".join(map(plain, value)) or "none"
+        return ", ".join(plain(item, depth + 1) for item in value) or "none"
     if isinstance(value, bool) or value is None:
         return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, int | float):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any, Protocol
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.report.limits import FIGURE_BYTES, FIGURES_BYTES, PREVIEW_ROWS
-from culnig_fast.report.reading import RunFiles, read_text
+from culnig_fast.report.reading import RunFiles, csv_rows, read_text
 from culnig_fast.report.svg import Drawing, UnsafeSvgError, inline_svg
 
 
@@ -72,11 +70,11 @@ def _alt(run: RunFiles, name: str, plot: Described | None, title: str) -> str:
     """The plot's own description of its data; the title where there are no data to describe."""
     if plot is None or name not in run.analyses:
         return title
-    import pandas as pd
+    from culnig_fast.analysis.frames import load_frame
 
-    text = read_text(run.analyses[name])
+    frame = load_frame(run.analyses[name])
     try:
-        described = str(plot.describe(pd.read_csv(io.StringIO(text))))
+        described = str(plot.describe(frame))
     except Exception as error:  # a csv of another version or edited by hand, in whatever way it fails
         raise CulnigError(
             f"{run.analyses[name]} cannot be described ({error!r}); delete it and continue the run"
@@ -102,7 +100,7 @@ def _drawing(path: Path | None, prefix: str, alt: str, left: int) -> tuple[Drawi
 def _preview(path: Path | None) -> Preview | None:
     if path is None:
         return None
-    rows = list(csv.reader(io.StringIO(read_text(path))))
+    rows = csv_rows(path)
     if not rows:
         return None
     body = tuple(tuple(map(_shown, row)) for row in rows[1 : PREVIEW_ROWS + 1])

@@ -108,7 +108,8 @@ class _Instances:
                     _ = question["prompt"], question["answer"], question["group"]
                     _ = float(sample["score"]), float(sample["probability"])
                 _ = float(entry["positive_share"]), [str(name) for name in entry["sets"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+                _ = float(entry.get("attribute_score", 0.0))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CulnigError(
                 f"analysis/instances.json is damaged ({error!r}); delete it and continue the run"
             ) from error

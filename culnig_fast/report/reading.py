@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,14 @@ def read_text(path: Path) -> str:
         raise CulnigError(f"{path} is not UTF-8 text ({error.reason}); delete it and continue the run") from error
 
 
+def csv_rows(path: Path) -> list[list[str]]:
+    """The rows of a csv file, its header first; CulnigError when it cannot be read as such."""
+    try:
+        return list(csv.reader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise CulnigError(f"{path} is not a csv file ({error}); delete it and continue the run") from error
+
+
 def _check(folder: Path) -> None:
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -139,14 +148,15 @@ def _tables(folder: Path) -> tuple[tuple[Table, ...], dict[str, list[str]]]:
     known = {table.name for table in tables}
     for name, path in _files(folder, ".csv").items():
         if name not in known:
-            table = _table_from_csv(name, read_text(path))
+            table = _table_from_csv(name, csv_rows(path))
             tables += [] if table is None else [table]
     return tuple(tables), notes
 
 
-def _table_from_csv(name: str, text: str) -> Table | None:
+def _table_from_csv(name: str, lines: list[list[str]]) -> Table | None:
     """The table that `to_csv` wrote, or None when the file is of another form."""
-    rows = list(csv.DictReader(io.StringIO(text)))
+    whole = len({len(line) for line in lines}) == 1
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]] if whole else []
     if not rows or not {"row", "neurons", "column", "value"} <= set(rows[0]):
         return None
     columns = tuple(dict.fromkeys(row["column"] for row in rows))
@@ -173,9 +183,11 @@ def _stages(path: Path) -> tuple[tuple[str, float], ...]:
     for line in read_text(path).splitlines():
         try:
             entry = json.loads(line)
-            seconds[str(entry["stage"])] = float(entry["seconds"])
-        except (ValueError, KeyError, TypeError):
+            name, taken = str(entry["stage"]), float(entry["seconds"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
+        if math.isfinite(taken):
+            seconds[name] = taken
     return tuple(seconds.items())
 
 

@@ -72,6 +72,27 @@ class Table:
         columns = tuple(value["rows"][0]["cells"]) if value["rows"] else ()
         rows: list[Row] = []
         for row in value["rows"]:
-            cells = [row["cells"][column] for column in columns]
-            rows.append((row["row"], row["neurons"], tuple(None if cell is None else Cell(**cell) for cell in cells)))
-        return cls(value["name"], value["title"], columns, tuple(rows), tuple(value["notes"]))
+            cells = tuple(_cell(row["cells"][column]) for column in columns)
+            rows.append((_of(row["row"], str), _of(row["neurons"], int, None), cells))
+        notes = tuple(_of(note, str) for note in _of(value["notes"], list))
+        return cls(_of(value["name"], str), _of(value["title"], str), columns, tuple(rows), notes)
+
+
+def _cell(value: Any) -> Cell | None:
+    """A cell as `to_dict` wrote it, every field of its kind."""
+    if value is None:
+        return None
+    cell = Cell(**value)
+    _of(cell.value, float)
+    for number in (cell.low, cell.high, cell.sd, cell.p, cell.p_holm):
+        _of(number, float, None)
+    _of(cell.bold, bool), _of(cell.n, int, None)
+    return cell
+
+
+def _of(value: Any, kind: type, *others: None) -> Any:
+    """The value, if it is of this kind, or None where that is another; ValueError if not."""
+    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    if not fits and not (others and value is None):
+        raise ValueError(f"{value!r:.60} is no {kind.__name__}")
+    return value

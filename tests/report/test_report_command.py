@@ -47,7 +47,7 @@ def test_the_page_goes_into_the_folder_or_where_it_is_asked_for(
         ("analysis/instances.json", "{}", "lacks its neurons or questions"),
         ("analysis/instances.json", '{"neurons": [{}], "questions": {}}', "instances.json is damaged"),
         ("analysis/layers.csv", "layer\n1\n", "layers.csv cannot be described"),
-        ("analysis/layers.csv", b"\xff\xfe", "layers.csv is not UTF-8 text"),
+        ("analysis/layers.csv", b"\xff\xfe", "layers.csv is not a csv file"),
     ],
 )
 def test_what_is_damaged_is_named(name: str, content: Any, words: str, tmp_path: Path) -> None:

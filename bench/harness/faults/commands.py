@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.faults.readers import Reader, activation_table, neuron_set, score_table
+from harness.faults.made import activation_table, neuron_set, score_table
+from harness.faults.readers import Reader
 
 
 def command_readers() -> tuple[Reader, ...]:
