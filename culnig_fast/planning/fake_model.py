@@ -6,7 +6,8 @@ Fake tensors have shapes and no memory, so a model of any size is built and run 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ def read_config(source: str) -> Any:
         raise
     except Exception as error:  # configurations are checked by classes of every family, each in its own way
         raise CulnigError(f"{source} is no configuration that transformers knows ({_reason(error)})") from error
+
+
+@contextlib.contextmanager
+def quiet_fake_tensors() -> Iterator[None]:
+    """torch writes a traceback to its log where fake tensors do not fit; what that means is said here in a sentence."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def fake_model(config: Any, dtype: str = "bfloat16") -> Any:

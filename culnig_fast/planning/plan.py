@@ -15,7 +15,7 @@ from torch import nn
 from culnig_fast.architecture import PAPER_SITES, find_layers
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import check_module_names
-from culnig_fast.planning.fake_model import fake_model, read_config
+from culnig_fast.planning.fake_model import fake_model, quiet_fake_tensors, read_config
 from culnig_fast.planning.kept import Activations, kept_per_token
 from culnig_fast.planning.layers import LayerShape, Widths, mixtures_of, widths_of
 
@@ -73,6 +73,7 @@ class Plan:
         return {**asdict(self), "scored": self.scored}
 
 
+@quiet_fake_tensors()
 def plan(
     source: str,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,16 @@ def test_the_command(tmp_path: Path) -> None:
     for options in (["--memory", "much"], ["--memory", "0GB"], ["--flops", "-1"], ["--dtype", "int8"], ["--site", "x"]):
         done = run.invoke(app, ["plan", "demo", *options])
         assert isinstance(done.exception, CulnigError), options
+
+
+def test_what_does_not_fit_leaves_no_traceback_on_the_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of an odd size cannot be rotated; torch itself would log that with its whole stack."""
+    config, logged = LISTED["qwen3"](), []
+    config.head_dim = 9
+    (tmp_path / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", logged.append)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    monkeypatch.setattr(log, "handlers", [handler])
+    assert plan(str(tmp_path)).activations.taps is None
+    assert not logged
