@@ -17,7 +17,7 @@ from harness.faults import parts  # noqa: E402
 
 
 def test_every_part_has_what_the_front_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {"kills", "memory", "ranks"} <= set(parts())
+    assert {"fuzz", "kills", "memory", "ranks"} <= set(parts())
     assert faults.main(["--list"]) == 0
     listed = capsys.readouterr().out
     for name, part in parts().items():

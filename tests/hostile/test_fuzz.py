@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
-from harness.faults.fuzz import Damaged, limited_memory, run
+from harness.faults.damaged import Damaged, fuzzed, limited_memory
 from harness.faults.readers import Reader
 from harness.faults.targets import readers
 
@@ -59,7 +59,7 @@ def test_the_harness_sees_what_a_bad_reader_does(tmp_path: Path, monkeypatch: py
     def allocates(folder: Path) -> None:
         bytearray(1 << 45)
 
-    monkeypatch.setattr("harness.faults.fuzz.SECONDS", 0.2)
+    monkeypatch.setattr("harness.faults.damaged.SECONDS", 0.2)
     for number, (then, words) in enumerate(
         ((raises, "KeyError"), (hangs, "Hung"), (writes, "changed by reading"), (allocates, "MemoryError"))
     ):
@@ -71,7 +71,7 @@ def test_the_harness_sees_what_a_bad_reader_does(tmp_path: Path, monkeypatch: py
 
 
 def test_the_same_seed_gives_the_same_result() -> None:
-    results = [run(40, seed=3, names=["neuron set"]) for _ in range(2)]
+    results = [fuzzed(40, seed=3, names=["neuron set"]) for _ in range(2)]
     for result in results:
         del result["seconds"]
     assert results[0] == results[1]
