@@ -81,12 +81,6 @@ class Attributor:
         self.architecture = architecture_of(model, divided=True)
         self.locations = self.architecture.select(sites)
         self.layout = self.architecture.layout(sites)
-        self._routed = any(location.experts is not None for location in self.locations)
-        if self._routed and reduction == "last":
-            raise CulnigError(
-                "reduction 'last' says nothing of routed experts, which a sample's last token may not reach; use "
-                "another, or leave their sites out"
-            )
         if watch and self.architecture.division is not None:
             raise CulnigError("single neurons cannot be watched where weights are divided among processes")
         self.n_groups = n_groups
@@ -159,8 +153,6 @@ class Attributor:
         if lengths.device.type == "cpu" and not ((lengths >= 1) & (lengths <= input_ids.shape[1])).all():
             raise CulnigError(f"lengths must lie in 1…{input_ids.shape[1]}; an empty sample cannot be scored")
         if positions is not None:
-            if self._routed:
-                raise CulnigError("positions cannot be chosen where routed experts are scored; leave their sites out")
             self._mask()
             if positions.shape != input_ids.shape:
                 raise CulnigError(f"positions must be {list(input_ids.shape)}, not {list(positions.shape)}")

@@ -106,9 +106,10 @@ class BatchScorer:
         """Score what a tap saw; `routing` comes with rows of routed experts."""
         batch, _ = self._running()
         lengths = batch.lengths.to(act.device)
+        keep = None if batch.keep is None else batch.keep.to(act.device)
         if routing is not None:
             reduce = self.ops.actgrad_reduce
-            where = (lengths, batch.positions, self.reduction, routing, location.site.experts)
+            where = (lengths, batch.positions, self.reduction, routing, location.site.experts, keep)
             scores = routed_scores(reduce, act, grad, *where)
             if routing.only is None:
                 self._add(location, scores, False)
@@ -117,7 +118,6 @@ class BatchScorer:
             return
         if act.dim() == 2:  # OPT runs its MLP on [batch·T, hidden]
             act, grad = act.unflatten(0, (len(lengths), -1)), grad.unflatten(0, (len(lengths), -1))
-        keep = None if batch.keep is None else batch.keep.to(act.device)
         self._add(location, self.ops.actgrad_reduce(act, grad, lengths, self.reduction, keep=keep), False)
 
     def fused(self, sites: Sequence[SiteLocation]) -> Scoring:

@@ -18,6 +18,7 @@ def routed_scores(
     reduction: str,
     routing: Routing,
     experts: int,
+    keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Activation × gradient of each sample and expert, reduced over the sample's real tokens at that expert.
 
@@ -31,19 +32,25 @@ def routed_scores(
         grad: of act's shape.
         lengths: int64 [batch] real tokens of each sample; what follows them is padding.
         positions: tokens of each sample with its padding.
-        reduction: `max` or `sum`.
+        reduction: as for `actgrad_reduce`; `last` is the sample's last real token, at the experts that it reached.
         routing: which token and expert each row is of.
         experts: how many there are.
+        keep: bool [batch, positions] of the tokens that count; None means all real ones.
 
     Returns:
         float32 [batch, experts · K] (float64 for float64 inputs), or [batch, K] when all rows are of one expert; 0
-        for an expert that none of the sample's real tokens reached, which adds nothing to a sum over samples.
+        for an expert that none of the sample's tokens that count reached, which adds nothing to a sum over samples.
     """
     batch, columns = len(lengths), act.shape[-1]
     count = 1 if routing.only is not None else experts
     sample, position = routing.tokens // positions, routing.tokens % positions
     segment = sample * count + (0 if routing.only is not None else routing.experts)
-    rows = (position < lengths[sample]).nonzero().flatten()
+    counts_too = position < lengths[sample]
+    if keep is not None:
+        counts_too &= keep[sample, position]
+    if reduction == "last":  # of the sample; the last token that an expert saw may be an earlier one
+        counts_too &= position == lengths[sample] - 1
+    rows = counts_too.nonzero().flatten()
     rows = rows[torch.argsort(segment[rows], stable=True)]
     counts = torch.bincount(segment[rows], minlength=batch * count)
     met = counts.nonzero().flatten()

@@ -136,6 +136,15 @@ def _faults(value: Any) -> Table:
     return ["part", "what", "value"], rows
 
 
+def _fuzz(value: Any) -> Table:
+    """What every reader made of its damaged files."""
+    found = value["parts"]["fuzz"]["readers"]
+    rows = [
+        [name, *(count[key] for key in ("examples", "refused", "read", "findings"))] for name, count in found.items()
+    ]
+    return ["reader", "damaged files", "refused", "read", "findings"], rows
+
+
 def _fault_rows(value: Any) -> Table:
     """Every way in which a part was disturbed, and how far the totals are from those of one undisturbed process."""
     rows: list[list[Any]] = []
@@ -192,6 +201,7 @@ def _chain(value: Any) -> Table:
 KNOWN: dict[str, tuple[str, Callable[[Any], Table]]] = {
     "attribution_fused": ("Scoring, beside other ways", _attribution),
     "demo": ("The embedded model's run", _demo),
+    "faults_fuzz": ("Damaged files", _fuzz),
     "faults_kills": ("A run that is killed again and again", _faults),
     "faults_ranks": ("A process that dies, memory that runs out", _fault_rows),
     "finetune": ("Fine-tuning of chosen modules", _finetuning),

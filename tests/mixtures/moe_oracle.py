@@ -104,8 +104,19 @@ def written_out(model: Any, alter: Alter = as_is) -> Iterator[list[Kept]]:
             del layer.mlp.experts.forward
 
 
-def sample_scores(model64: Any, tokens: Sequence[int], answer: int, sites: Sequence[str], reduction: str) -> Any:
-    """P, the score of every neuron (0 where no token came), and the (layer, expert) pairs that some token reached."""
+def sample_scores(
+    model64: Any,
+    tokens: Sequence[int],
+    answer: int,
+    sites: Sequence[str],
+    reduction: str,
+    counted: Callable[[int, int], bool] = lambda token, length: True,
+) -> Any:
+    """P, the score of every neuron (0 where no token came), and the (layer, expert) pairs that some token reached.
+
+    `counted` takes a token's place and how many there are: whether the reduction goes over it.
+    """
+    places = [token for token in range(len(tokens)) if counted(token, len(tokens))]
     with written_out(model64) as kept:
         logits = model64(input_ids=torch.tensor([list(tokens)])).logits[0, -1]
         probability = torch.softmax(logits, 0)[answer]
@@ -119,11 +130,11 @@ def sample_scores(model64: Any, tokens: Sequence[int], answer: int, sites: Seque
             if name not in EXPERTS:
                 whole = here[name, -1, -1]
                 products = [a * g for a, g in zip(*(x.view(len(tokens), -1) for x in (whole, whole.grad)), strict=True)]
-                parts.append(reduced([p.detach().numpy() for p in products], reduction))
+                parts.append(reduced([products[token].detach().numpy() for token in places], reduction))
                 continue
             for expert in range(len(layer.mlp.experts.down_proj)):
                 products = []
-                for token in range(len(tokens)):
+                for token in places:
                     if (name, expert, token) in here:
                         tensor = here[name, expert, token]
                         products.append((tensor * tensor.grad).detach().numpy())
@@ -142,11 +153,13 @@ def reduced(products: list[np.ndarray], reduction: str) -> np.ndarray:
     return best
 
 
-def totals(model: Any, samples: Any, n_groups: int, sites: Sequence[str], reduction: str = "max") -> np.ndarray:
+def totals(
+    model: Any, samples: Any, n_groups: int, sites: Sequence[str], reduction: str = "max", **counted: Any
+) -> np.ndarray:
     """float64 [n_groups, neurons] Σ P · score for samples of (tokens, answer token, group); P·∂P is P²·∂log P."""
     model64 = copy.deepcopy(model).double().eval().requires_grad_(True)
     rows: list[Any] = [0.0] * n_groups
     for tokens, answer, group in samples:
-        probability, scores, _ = sample_scores(model64, tokens, answer, sites, reduction)
+        probability, scores, _ = sample_scores(model64, tokens, answer, sites, reduction, **counted)
         rows[group] = rows[group] + probability * scores
     return np.stack(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import families
 import moe_oracle
@@ -94,9 +95,10 @@ def test_experts_in_a_list_score_as_fused_ones() -> None:
     assert torch.allclose(logits_of(listed), logits_of(fused), rtol=1e-9, atol=1e-10)
     # The same question twice: equal rows in one batch must each find their own gradient.
     again = [cf.Question(f"again {q.id}", "other", q.prompt, "A") for q in QUESTIONS[:5]]
-    for reduction in ("max", "sum"):
-        want = attributed(fused, [*QUESTIONS, *again], reduction=reduction, batch_tokens=1000)
-        got = attributed(listed, [*QUESTIONS, *again], reduction=reduction, batch_tokens=1000)
+    for reduction, positions in (("max", "all"), ("sum", "all"), ("last", "all"), ("max", "last")):
+        options = {"reduction": reduction, "positions": positions, "batch_tokens": 1000}
+        want = attributed(fused, [*QUESTIONS, *again], **options)
+        got = attributed(listed, [*QUESTIONS, *again], **options)
         assert got.layout == want.layout
         assert worst(got.totals, want.totals, want.layout) <= 1e-11
     neurons = some_neurons(listed)
@@ -151,14 +153,23 @@ def test_dense_layers_of_a_mixture_run_fused_beside_experts() -> None:
     assert set(general.module_names) == {"mlp.gate_proj", "mlp.experts.gate_proj"}
 
 
-def test_what_means_nothing_for_routed_experts_is_refused() -> None:
-    model = families.build("qwen3_moe")
-    with pytest.raises(cf.CulnigError, match="'last'"):
-        cf.Attributor(model, reduction="last")
-    cf.Attributor(model, reduction="last", sites=("self_attn.q_proj",))
-    tokens, lengths = torch.tensor([[3, 4, 5]]), torch.tensor([3])
-    with cf.Attributor(model) as attributor, pytest.raises(cf.CulnigError, match="positions"):
-        attributor.forward(tokens, lengths, positions=torch.tensor([[True, False, True]]))
+@pytest.mark.parametrize("family", families.MIXTURES)
+@pytest.mark.parametrize("rule", ["last token", "last position", "every second token"])
+def test_tokens_that_do_not_count_are_absent_at_experts(family: str, rule: str) -> None:
+    """The last token alone, as a reduction and as a position, and the maximum over some tokens."""
+    model = families.build(family)
+    last = rule.startswith("last")
+
+    def counted(token: int, length: int) -> bool:
+        return token == length - 1 if last else token % 2 == (length - 1) % 2
+
+    options: dict[str, Any] = {"reduction": "last"}
+    if rule != "last token":
+        options = {"positions": lambda question, tokens: [counted(t, len(tokens.ids)) for t in range(len(tokens.ids))]}
+    table = attributed(model, QUESTIONS[1:], **options)
+    how = {"reduction": "sum" if last else "max", "counted": counted}
+    expected = moe_oracle.totals(model, samples_of(QUESTIONS[1:]), 2, sites_of(model), **how)
+    assert worst(table.totals, expected, table.layout) <= 1e-5
 
 
 @pytest.mark.parametrize("reduction", ["mean", "absmax"])

@@ -238,3 +238,13 @@ def test_experts_changed_by_hand_are_still_seen_in_memory() -> None:
     assert len(discover_alike(copy.copy(model)).locations) == len(sites_of(model)) * 2
     with pytest.raises(cf.CulnigError, match="layer 1 .*something else"):
         cf.discover(model)
+
+
+@pytest.mark.parametrize("options", [{"reduction": "last"}, {"positions": "last"}], ids=str)
+def test_tokens_that_do_not_count_at_experts(options: dict[str, Any], tmp_path: Path) -> None:
+    model = saved(tmp_path, "mixtral")
+    memory = cf.attribute(model, TOKENIZER, QUESTIONS, sites=sites(model), **OPTIONS, **options)
+    table = streamed(tmp_path, sites=sites(model), stream_tokens=60, **options)
+    assert np.array_equal(table.totals, memory.totals)
+    everything = cf.attribute(model, TOKENIZER, QUESTIONS, sites=sites(model), **OPTIONS)
+    assert not np.array_equal(table.totals, everything.totals)
