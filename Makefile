@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
-# A process a core; a file's tests stay together, since they share what is costly to make.
-PARALLEL := -n logical --maxprocesses 8 --dist loadfile
+# A process a core, but few: a container may have less of them than it sees. A file's tests stay together, since they
+# share what is costly to make.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed

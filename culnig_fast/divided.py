@@ -135,9 +135,8 @@ class Division:
             )
         share = columns // self.size
         # A type that only looks like Shard interleaves columns.
-        plain = [type(placement).__name__ == "Shard" for placement in weight.placements] == [True]
-        along_it = plain and weight.placements[0].dim % weight.dim() == along
-        if not along_it or columns != width or share != seen:
+        is_shard = [type(placement).__name__ for placement in weight.placements] == ["Shard"]
+        if not is_shard or weight.placements[0].dim % weight.dim() != along or columns != width or share != seen:
             raise CulnigError(
                 f"a {type(module).__name__} of {columns} columns shows {seen} of them, and its weight is divided as "
                 f"{', '.join(map(str, weight.placements))}: which ones cannot be told; divide the samples instead"
