@@ -34,7 +34,7 @@ _HOMES = {
     "PromptTokens": "chosen_positions",
     "Question": "questions",
     "ScoreTable": "scores",
-    "World": "running.distributed",
+    "World": "running.world",
     "ablate": "baselines.ablation",
     "agreement": "baselines.ablation",
     "attribute": "attribution",

@@ -51,8 +51,8 @@ from culnig_fast.neurons import NeuronSite as NeuronSite
 from culnig_fast.planning.plan import plan as plan
 from culnig_fast.questions import Question as Question
 from culnig_fast.report.writing import write_report as write_report
-from culnig_fast.running.distributed import World as World
 from culnig_fast.running.distributed import joined as joined
+from culnig_fast.running.world import World as World
 from culnig_fast.scores import ScoreTable as ScoreTable
 from culnig_fast.selection.device import DeviceTable as DeviceTable
 from culnig_fast.selection.rules import select_general as select_general

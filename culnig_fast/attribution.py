@@ -17,12 +17,12 @@ from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
 from culnig_fast.running.budget import Budget, CudaMeter, Meter, measured_tokens
 from culnig_fast.running.checkpoint import Checkpoint, Progress
-from culnig_fast.running.distributed import World, rank_path
 from culnig_fast.running.fingerprint import fingerprint
 from culnig_fast.running.finished import finished_table
 from culnig_fast.running.loop import Loop, non_finite_named
 from culnig_fast.running.samples import Samples, run_facts
 from culnig_fast.running.together import Together, joint
+from culnig_fast.running.world import World, rank_path
 from culnig_fast.scores import ScoreTable
 
 

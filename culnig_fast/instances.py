@@ -18,9 +18,9 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.running.budget import Budget
-from culnig_fast.running.distributed import World
 from culnig_fast.running.loop import Loop, non_finite_named
 from culnig_fast.running.samples import Samples
+from culnig_fast.running.world import World
 from culnig_fast.tensors import map_tensor, read_facts, read_metadata, read_texts, save_tensors
 
 FORMAT = "culnig_fast.instances/1"

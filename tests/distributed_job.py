@@ -13,7 +13,8 @@ from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
 from culnig_fast.running import loop
-from culnig_fast.running.distributed import RankError, World, joined
+from culnig_fast.running.distributed import joined
+from culnig_fast.running.world import RankError, World
 
 OPTIONS: dict[str, Any] = {"batch_tokens": 30, "progress": False, "path": "taps"}
 

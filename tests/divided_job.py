@@ -19,7 +19,8 @@ from culnig_fast.architecture import discover
 from culnig_fast.errors import Interrupted
 from culnig_fast.models import load_model
 from culnig_fast.running import loop
-from culnig_fast.running.distributed import World, joined
+from culnig_fast.running.distributed import joined
+from culnig_fast.running.world import World
 
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3_multimodal", "phi3", "starcoder2_plain")
 OPTIONS: dict[str, Any] = {"batch_tokens": 30, "progress": False}

@@ -20,9 +20,9 @@ from culnig_fast.neurons import NeuronSite
 from culnig_fast.running.budget import Budget, is_out_of_memory
 from culnig_fast.running.checkpoint import Checkpoint, Progress
 from culnig_fast.running.diagnosis import NonFinite, describe_non_finite
-from culnig_fast.running.distributed import RankError, World
 from culnig_fast.running.interrupts import held_signals
 from culnig_fast.running.samples import Samples
+from culnig_fast.running.world import RankError, World
 
 FINITE_SECONDS = 5.0
 """Most time between two looks at whether all is finite: each waits for the device."""

@@ -11,7 +11,7 @@ import torch
 from culnig_fast.divided import Division
 from culnig_fast.errors import CulnigError
 from culnig_fast.running.budget import Meter
-from culnig_fast.running.distributed import World
+from culnig_fast.running.world import World
 
 
 class Together(World):

@@ -13,8 +13,9 @@ from jobs import reports as job_reports
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
-from culnig_fast.running import distributed
-from culnig_fast.running.distributed import RankError, World, joined, rank_path
+from culnig_fast.running import world as world_module
+from culnig_fast.running.distributed import joined
+from culnig_fast.running.world import RankError, World, rank_path
 from culnig_fast.scores import ScoreTable
 
 JOB = Path(__file__).resolve().parents[1] / "distributed_job.py"
@@ -64,8 +65,8 @@ class Clock:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        patch.setattr(distributed.time, "monotonic", lambda: self.now)
-        patch.setattr(distributed.time, "sleep", self.pass_)
+        patch.setattr(world_module.time, "monotonic", lambda: self.now)
+        patch.setattr(world_module.time, "sleep", self.pass_)
 
     def pass_(self, seconds: float) -> None:
         self.now += seconds
@@ -85,7 +86,7 @@ def test_a_rank_without_a_sign_of_life_is_named(monkeypatch: pytest.MonkeyPatch)
             clock.pass_(1.0)
             third.beat(second)
             world.check()
-    assert clock.now < 30 + 2 * distributed.GRACE_SECONDS + distributed.DEAD_SECONDS + 2
+    assert clock.now < 30 + 2 * world_module.GRACE_SECONDS + world_module.DEAD_SECONDS + 2
     with pytest.raises(RankError, match="rank 1 died"):  # and the others say the same
         third.check()
 
