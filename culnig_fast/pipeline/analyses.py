@@ -8,77 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from culnig_fast.files import write_json
-from culnig_fast.neuron_sets import NeuronSet
-from culnig_fast.pipeline.config import RunConfig
-from culnig_fast.pipeline.identification import kinship, load_set, load_table, specific
-from culnig_fast.pipeline.reporting import random_conditions, set_sizes, task_points
+from culnig_fast.pipeline.identification import kinship, specific
+from culnig_fast.pipeline.recording import instance_path, reductions
+from culnig_fast.pipeline.reporting import random_conditions, set_sizes
+from culnig_fast.pipeline.sources import Sources
 from culnig_fast.pipeline.workbench import Workbench
 from culnig_fast.tables.figures import Drawing
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from culnig_fast.scores import ScoreTable
 
 Analysis = Callable[["Sources"], "pd.DataFrame"]
 
 TEXTS = "instances.json"
 """Neurons with their top and bottom samples and these samples' text."""
-
-
-class Sources:
-    """What the analyses read of a run, each file once.
-
-    Args:
-        bench: of the run.
-        out: its folder.
-    """
-
-    def __init__(self, bench: Workbench, out: Path) -> None:
-        self.bench, self.out, self.config = bench, out, bench.config
-        self.points = functools.cache(lambda label: task_points(bench, out, label))
-        self.neurons = functools.cache(lambda name: load_set(out, name))
-        self.table = functools.cache(lambda name: load_table(out, name))
-
-    def tables(self, prefix: str = "") -> tuple[ScoreTable, ScoreTable, ScoreTable]:
-        """Identification, control and CountryRC."""
-        return self.table(f"{prefix}neur"), self.table(f"{prefix}control"), self.table(f"{prefix}crc")
-
-    def countries(self) -> dict[str, NeuronSet]:
-        """Each country's specific set."""
-        return {country: self.neurons(specific(country)) for country in self.config.countries}
-
-    def chosen(self) -> dict[str, NeuronSet]:
-        """The general set and each country's, by the names that people read."""
-        return {"general": self.neurons("general"), **self.countries()}
-
-    @functools.cached_property
-    def kinship(self) -> pd.DataFrame:
-        """Drops under the sets that kinship is drawn from."""
-        return _drops(self, {country: kinship(self.config, country) for country in self.config.countries})
-
-    @functools.cached_property
-    def resampled(self) -> dict[str, NeuronSet]:
-        """The general set of each resample of the questions."""
-        from culnig_fast.analysis.stability import select_resamples
-        from culnig_fast.selection.rules import select_general
-
-        limits = self.config.thresholds
-
-        def select(neur: ScoreTable, control: ScoreTable | None, surface: ScoreTable | None) -> NeuronSet:
-            return select_general(
-                neur,
-                control,
-                surface,
-                mlp_share=limits.mlp_share,
-                attention_share=limits.attention_share,
-                surface_share=limits.surface_share,
-            )
-
-        return select_resamples(*self.tables("resampled-"), select=select)
 
 
 def analyses(bench: Workbench) -> dict[str, Analysis]:
@@ -156,46 +101,6 @@ def write_figures(bench: Workbench, out: Path) -> None:
         save_figure(PLOTS[name].draw(frame), out / "figures", name, overwrite=True)
 
 
-def reductions(config: RunConfig) -> tuple[str, ...]:
-    """Over positions, of the scores of single samples: as the neurons were scored, and the sum where that is asked."""
-    return tuple(dict.fromkeys((config.scoring.reduction, *(["sum"] if config.analyses.summed else []))))
-
-
-def instance_path(out: Path, reduction: str) -> Path:
-    """A table of single samples' scores."""
-    return out / "instances" / f"{reduction}.safetensors"
-
-
-def watched(sources: Sources) -> NeuronSet:
-    """The neurons that are looked at sample by sample: the general set, and the first ones of each country's."""
-    rows: dict[tuple[str, int, int], float] = {}
-    for name, chosen in sources.chosen().items():
-        for neuron in list(chosen)[: None if name == "general" else sources.config.analyses.shown]:
-            rows.setdefault((neuron.module_name, neuron.layer_idx, neuron.neuron_idx), neuron.attribute_score)
-    modules, layers, columns = zip(*rows, strict=True) if rows else ((), (), ())
-    return NeuronSet(tuple(modules), np.array(layers), np.array(columns), np.array(list(rows.values())))
-
-
-def record(bench: Workbench, out: Path) -> None:
-    """Write the scores of the watched neurons on every question of the identification half."""
-    from culnig_fast.instances import record_instances
-
-    config, chosen = bench.config, watched(Sources(bench, out))
-    for reduction in reductions(config):
-        table = record_instances(
-            bench.model,
-            bench.tokenizer,
-            bench.questions(config.culture, "neur"),
-            chosen,
-            reduction=reduction,
-            positions=config.scoring.positions,
-            batch_tokens=config.batch_tokens,
-            on_unusable=config.on_unusable,
-            progress=bench.progress,
-        )
-        table.save(instance_path(out, reduction), overwrite=True)
-
-
 def _parts(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.parts import parts_lost
 
@@ -249,13 +154,6 @@ def _quantiles(sources: Sources) -> pd.DataFrame:
     return score_quantiles(neur, control)
 
 
-def _drops(sources: Sources, names: dict[str, str]) -> pd.DataFrame:
-    """By the task's points, of each country's set of that name."""
-    from culnig_fast.analysis.kinship import drops
-
-    return drops(sources.points(sources.config.culture), names)
-
-
 def _kinship_ranks(sources: Sources) -> pd.DataFrame:
     from culnig_fast.analysis.kinship import average_ranks
 
@@ -279,7 +177,7 @@ def _kin_recovery(sources: Sources) -> pd.DataFrame:
         shares["kinship"] = config.analyses.kinship_share
     for kind, share in shares.items():
         name = specific if kind == "specific" else functools.partial(kinship, config)
-        frame = _drops(sources, {country: name(country) for country in config.countries})
+        frame = sources.drops({country: name(country) for country in config.countries})
         drawn = config.bootstrap
         found = kin_recovery(frame, config.analyses.kin, permutations=drawn.resamples, seed=drawn.seed)
         parts.append(found.assign(sets=kind, share_of_neurons=share))

@@ -172,28 +172,28 @@ def _looked_at(bench: Workbench, out: Path, results: list[Stage]) -> list[Stage]
 
     import pandas as pd
 
-    from culnig_fast.pipeline import analyses
+    from culnig_fast.pipeline import analyses, recording
 
     config = bench.config
     sets = ("neurons/general", *(f"neurons/{found.specific(country)}" for country in config.countries))
-    recording = code_digest("culnig_fast.instances")
+    code = code_digest("culnig_fast.instances")
     stages = [
         Stage(
             name="instances",
             needs=sets,
-            outputs=tuple(analyses.instance_path(out, reduction) for reduction in analyses.reductions(config)),
+            outputs=tuple(recording.instance_path(out, reduction) for reduction in recording.reductions(config)),
             inputs=lambda: _common(
                 bench,
                 config.culture,
                 "neur",
-                recording,
+                code,
                 {
                     "shown": config.analyses.shown,
-                    "reductions": analyses.reductions(config),
+                    "reductions": recording.reductions(config),
                     "positions": config.scoring.positions,
                 },
             ),
-            make=lambda partial: analyses.record(bench, out),
+            make=lambda partial: recording.record(bench, out),
             size=(config.culture, "neur"),
         ),
         Stage(
