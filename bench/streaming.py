@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.front import add_output, command, status
+
 EXAMPLE = """example:
   python bench/streaming.py                                     4.9 GB of weights on disk, 8 GiB of memory
   python bench/streaming.py --hidden 256 --layers 6 --tokens 512 --blocks 128 512       about a minute
@@ -18,9 +20,7 @@ Exits with 1 when streamed scores differed from those in memory, with 2 on bad i
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = command(__doc__, EXAMPLE)
     result.add_argument("--hidden", type=int, default=2048, help="hidden size, a multiple of 64 (default: 2048)")
     result.add_argument("--layers", type=int, default=16, help="decoder layers (default: 16)")
     result.add_argument("--vocabulary", type=int, default=64_000, help="words (default: 64000)")
@@ -34,24 +34,16 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--rounds", type=int, default=1, help="interleaved rounds (default: 1)")
     result.add_argument("--threads", type=int, default=2, help="threads (default: 2)")
     result.add_argument("--folder", type=Path, help="where the checkpoint is written and removed (default: temporary)")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    result.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    add_output(result)
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = parser().parse_args(arguments)
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from harness.streaming.run import run
+    from harness.streaming.run import run  # after parsing, so that --help is quick
 
-    from culnig_fast.errors import CulnigError
-
-    try:
-        return run(options)
-    except CulnigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status(run, options)
 
 
 if __name__ == "__main__":
