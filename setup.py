@@ -1,4 +1,4 @@
-"""Builds the C++ core `culnig_fast._selection`; everything else stands in pyproject.toml."""
+"""Builds the C++ code, `culnig_fast._selection` and `culnig_kernels._cpu`; everything else stands in pyproject.toml."""
 
 import os
 import sys
@@ -25,21 +25,33 @@ CORE = Pybind11Extension(
     extra_compile_args=FLAGS,
     extra_link_args=LINK,
 )
+# The kernels use the OpenMP runtime that torch has loaded; elsewhere than on Linux there may be none to share.
+OPENMP = ["-fopenmp"] if sys.platform == "linux" and not SANITIZE else []
+# Multiply-adds may be contracted here, and comparisons are free of side effects, so that loops become vector code.
+FAST = [] if MSVC else ["-fno-math-errno", "-fno-trapping-math"]
+CPU_KERNELS = Pybind11Extension(
+    "culnig_kernels._cpu",
+    ["csrc/cpu_kernels.cpp"],
+    depends=[str(path) for path in [*sorted(Path("csrc/cpu").iterdir()), Path("csrc/threads.hpp")]],
+    cxx_std=17,
+    extra_compile_args=[*(flag for flag in FLAGS if flag != "-ffp-contract=off"), *FAST, *OPENMP],
+    extra_link_args=[*LINK, *OPENMP],
+)
+WITHOUT = {
+    CORE.name: "selection will use the slower NumPy twin, with the same results",
+    CPU_KERNELS.name: "a CPU will use the slower torch operations, with the same results to rounding",
+}
 
 
 class OptionalBuild(build_ext):
-    """Builds the core where it can; without it the package works, with the slower NumPy twin."""
+    """Builds the C++ code where it can; without it the package works, slower."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         # Compilers fail in many ways (none found, too old, no Python headers), each with its own exception.
         try:
             super().build_extension(ext)
         except Exception as error:
-            print(
-                f"culnig_fast: {ext.name} was not built ({error}); "
-                "selection will use the slower NumPy twin, with the same results",
-                file=sys.stderr,
-            )
+            print(f"culnig_fast: {ext.name} was not built ({error}); {WITHOUT[ext.name]}", file=sys.stderr)
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             self.missing = [*getattr(self, "missing", []), ext]
 
@@ -51,4 +63,4 @@ class OptionalBuild(build_ext):
         self.extensions = everything
 
 
-setup(ext_modules=[CORE], cmdclass={"build_ext": OptionalBuild})
+setup(ext_modules=[CORE, CPU_KERNELS], cmdclass={"build_ext": OptionalBuild})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from culnig_kernels import cpu, reference, validate
+from culnig_kernels import native, reference, validate
 
 from culnig_fast.errors import CulnigError
 
@@ -47,8 +47,8 @@ def resolve(backend: str) -> Operations:
 
     Args:
         backend: `triton` (the kernels: CUDA tensors, or any under TRITON_INTERPRET=1), `reference` (plain
-            torch) or `auto` (for each tensor, the kernels on CUDA where Triton is installed, cache-sized blocks
-            on a CPU, else plain torch). float64 always runs on plain torch.
+            torch) or `auto` (for each tensor, the Triton kernels on CUDA where Triton is installed, the
+            compiled ones on a CPU, else plain torch). float64 always runs on plain torch.
 
     Raises:
         CulnigError: an unknown name, or `triton` where the kernels cannot run.
@@ -68,7 +68,7 @@ def _dispatch(name: str, backend: str) -> Callable[..., Any]:
     plain: Callable[..., Any] = getattr(reference, name)
     if backend == "reference":
         return plain
-    on_cpu: Callable[..., Any] = getattr(cpu, name, plain)
+    on_cpu: Callable[..., Any] = getattr(native, name, plain)
 
     def run(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if tensor.dtype == torch.float64:

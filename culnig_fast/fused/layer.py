@@ -12,10 +12,11 @@ positions and everything else for the last alone; the other positions' scores of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from culnig_kernels import allocate
 from torch.nn import functional as F
 
 from culnig_fast.architecture import SiteLocation
@@ -37,6 +38,7 @@ class Scoring:
         wanted: the sites to score.
         lengths: int64 [S] real tokens of each sample of the batch that is running.
         add: takes a site, its scores [S, K], and whether they are of each sample's last position alone.
+        pool: memory that the layers hand to each other, on a CPU.
     """
 
     ops: Operations
@@ -44,6 +46,7 @@ class Scoring:
     wanted: frozenset[NeuronSite]
     lengths: Callable[[], torch.Tensor]
     add: Callable[[SiteLocation, torch.Tensor, bool], None]
+    pool: allocate.Pool = field(default_factory=allocate.Pool)
 
 
 class FusedLayer:
@@ -81,6 +84,25 @@ class FusedLayer:
         cos, sin = kwargs[self.parts.positions]
         out = _Layer.apply(hidden, cos, sin, kwargs.get("attention_mask"), self)
         return (out,) if self.parts.returns_tuple else out
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x @ weight.T + bias."""
+        if x.device.type != "cpu":
+            return F.linear(x, weight, bias)
+        flat, out = _into(x, len(weight))
+        if bias is None:
+            torch.mm(flat, weight.t(), out=out.flatten(0, -2))
+        else:
+            torch.addmm(bias, flat, weight.t(), out=out.flatten(0, -2))
+        return out
+
+    def times(self, d: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """d @ weight, the gradient of `linear`'s input."""
+        if d.device.type != "cpu":
+            return d @ weight
+        flat, out = _into(d, weight.shape[1])
+        torch.mm(flat, weight, out=out.flatten(0, -2))
+        return out
 
     def norm(self, x: torch.Tensor, norm: Norm, residual: torch.Tensor | None = None) -> Any:
         """(norm, what was normalised, 1 / rms)."""
@@ -162,66 +184,113 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None, layer: FusedLayer
     ) -> torch.Tensor:
-        parts, last = layer.parts, None
-        if layer.last_position and x.shape[1] > 1:
-            last = layer.scoring.lengths().to(x.device) - 1
-        n, _, rstd_x = layer.norm(x, parts.before_attention)
-        q, k, v = _project(layer, n, last)
-        del n
-        turn, mask = _visible(cos, sin, mask, last, x.shape[1])
-        leaves, attended = layer.attend(q, k, v, turn, mask)
-        o = F.linear(attended.detach(), parts.o.weight, parts.o.bias)
-        # On a CPU time counts; elsewhere the attention is run again in backward and nothing of it is kept.
-        ctx.attention = (leaves, attended) if x.device.type == "cpu" else None
-        del leaves, attended
-        kept_o = rstd_o = kept_m = rstd_m = None
-        branch = o
-        if parts.after_attention is not None:
-            branch, kept_o, rstd_o = layer.norm(o, parts.after_attention)
-        residual = x if last is None else _rows(x, last)
-        n, z, rstd_z = layer.norm(branch, parts.before_mlp, residual=residual)
-        gate_up = F.linear(n, layer.gate_up.weight, layer.gate_up.bias)
-        del n, o, branch
-        h = layer.scoring.ops.gated_act(gate_up, parts.activation)
-        branch = F.linear(h, parts.down.weight, parts.down.bias)
-        del h
-        if parts.after_mlp is not None:
-            branch, kept_m, rstd_m = layer.norm(branch, parts.after_mlp)
-        ctx.layer, ctx.turn = layer, turn
-        ctx.save_for_backward(x, q, k, v, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last)
-        return z + branch
+        with allocate.using(layer.scoring.pool):
+            return _forward(ctx, x, cos, sin, mask, layer)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
         layer: FusedLayer = ctx.layer
-        x, q, k, v, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last = ctx.saved_tensors
-        parts, dy = layer.parts, dy.contiguous()
-        lengths = layer.scoring.lengths().to(x.device)
-        d = dy
-        if parts.after_mlp is not None:
-            d = layer.norm_backward(dy, kept_m, rstd_m, parts.after_mlp)
-        d = _mlp_backward(layer, d, gate_up, lengths if last is None else torch.ones_like(lengths), last is not None)
-        dz = layer.norm_backward(d, z, rstd_z, parts.before_mlp, d_residual=dy)
-        d = dz
-        if parts.after_attention is not None:
-            d = layer.norm_backward(dz, kept_o, rstd_o, parts.after_attention)
-        leaves, attended = ctx.attention or layer.attend(q, k, v, ctx.turn, mask)
-        ctx.attention = None
-        gradients = torch.autograd.grad(attended, leaves, d @ parts.o.weight)
-        del leaves, attended, d
-        d_q, d_kv = _project_backward(layer, gradients, (q, k, v), ctx.turn, lengths, last)
-        if layer.first:
-            return None, None, None, None, None
-        weight = layer.qkv.weight
-        if last is None:
-            dx = layer.norm_backward(d_kv @ weight, x, rstd_x, parts.before_attention, d_residual=dz)
-            return dx, None, None, None, None
-        dn = d_kv @ weight[layer.queries :]
+        with allocate.using(layer.scoring.pool):
+            return _backward(ctx, dy, layer), None, None, None, None
+
+
+def _forward(
+    ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None, layer: FusedLayer
+) -> torch.Tensor:
+    parts, pool, last = layer.parts, layer.scoring.pool, None
+    if layer.last_position and x.shape[1] > 1:
+        last = layer.scoring.lengths().to(x.device) - 1
+    n, _, rstd_x = layer.norm(x, parts.before_attention)
+    q, k, v = _project(layer, n, last)
+    pool.give(n)
+    del n
+    turn, mask = _visible(cos, sin, mask, last, x.shape[1])
+    leaves, attended = layer.attend(q, k, v, turn, mask)
+    o = layer.linear(attended.detach(), parts.o.weight, parts.o.bias)
+    # On a CPU time counts; elsewhere the attention is run again in backward and nothing of it is kept.
+    ctx.attention = (leaves, attended) if x.device.type == "cpu" else None
+    del leaves, attended
+    kept_o = rstd_o = kept_m = rstd_m = None
+    branch = o
+    if parts.after_attention is not None:
+        branch, kept_o, rstd_o = layer.norm(o, parts.after_attention)
+    residual = x if last is None else _rows(x, last)
+    n, z, rstd_z = layer.norm(branch, parts.before_mlp, residual=residual)
+    pool.give(branch)
+    gate_up = layer.linear(n, layer.gate_up.weight, layer.gate_up.bias)
+    pool.give(n)
+    del n, o, branch
+    h = layer.scoring.ops.gated_act(gate_up, parts.activation)
+    branch = layer.linear(h, parts.down.weight, parts.down.bias)
+    pool.give(h)
+    del h
+    if parts.after_mlp is not None:
+        branch, kept_m, rstd_m = layer.norm(branch, parts.after_mlp)
+    ctx.layer, ctx.turn = layer, turn
+    ctx.save_for_backward(x, q, k, v, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last)
+    out = z + branch
+    pool.give(branch)
+    return out
+
+
+def _backward(ctx: Any, dy: torch.Tensor, layer: FusedLayer) -> torch.Tensor | None:
+    x, q, k, v, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last = ctx.saved_tensors
+    parts, pool, dy = layer.parts, layer.scoring.pool, dy.contiguous()
+    lengths = layer.scoring.lengths().to(x.device)
+    d = dy
+    if parts.after_mlp is not None:
+        d = layer.norm_backward(dy, kept_m, rstd_m, parts.after_mlp)
+    d = _mlp_backward(layer, d, gate_up, lengths if last is None else torch.ones_like(lengths), last is not None)
+    dz = layer.norm_backward(d, z, rstd_z, parts.before_mlp, d_residual=dy)
+    pool.give(d)
+    d = dz
+    if parts.after_attention is not None:
+        d = layer.norm_backward(dz, kept_o, rstd_o, parts.after_attention)
+    leaves, attended = ctx.attention or layer.attend(q, k, v, ctx.turn, mask)
+    ctx.attention = None
+    d_attended = layer.times(d, parts.o.weight)
+    if parts.after_attention is not None:
+        pool.give(d)
+    gradients = torch.autograd.grad(attended, leaves, d_attended)
+    # Views are of the graph, which the call above has freed; the values were of the leaves.
+    pool.give(d_attended, *leaves[:2])
+    del leaves, attended, d, d_attended
+    d_q, d_kv = _project_backward(layer, gradients, (q, k, v), ctx.turn, lengths, last)
+    dx = None if layer.first else _input_gradient(layer, d_q, d_kv, x, rstd_x, dz, last)
+    pool.give(d_kv, dz)
+    if not _graph_is_kept():
+        pool.give(q, k, kept_o, z, gate_up, kept_m)
+    return dx
+
+
+def _input_gradient(
+    layer: FusedLayer,
+    d_q: torch.Tensor,
+    d_kv: torch.Tensor,
+    x: torch.Tensor,
+    rstd_x: torch.Tensor,
+    dz: torch.Tensor,
+    last: torch.Tensor | None,
+) -> torch.Tensor:
+    """Gradient of the layer's input, of what its projections and its residual add."""
+    parts, weight, pool = layer.parts, layer.qkv.weight, layer.scoring.pool
+    if last is None:
+        dn = layer.times(d_kv, weight)
+        dx = layer.norm_backward(dn, x, rstd_x, parts.before_attention, d_residual=dz)
+    else:
+        dn = layer.times(d_kv, weight[layer.queries :])
         samples = torch.arange(len(last), device=last.device)
-        dn[samples, last] += (d_q @ weight[: layer.queries])[:, 0]
+        dn[samples, last] += layer.times(d_q, weight[: layer.queries])[:, 0]
         dx = layer.norm_backward(dn, x, rstd_x, parts.before_attention)
         dx[samples, last] += dz[:, 0]
-        return dx, None, None, None, None
+    pool.give(dn)
+    return dx
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward that runs may be run again, with what was saved for it."""
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return kept is None or bool(kept())
 
 
 def _project(
@@ -230,10 +299,10 @@ def _project(
     """q, k, v, all of them columns of one product unless q is of the last position alone."""
     weight, bias, queries = layer.qkv.weight, layer.qkv.bias, layer.queries
     if last is None:
-        q, k, v = F.linear(n, weight, bias).split([queries, layer.keys, layer.keys], dim=-1)
+        q, k, v = layer.linear(n, weight, bias).split([queries, layer.keys, layer.keys], dim=-1)
         return q, k, v
-    q = F.linear(_rows(n, last), weight[:queries], None if bias is None else bias[:queries])
-    kv = F.linear(n, weight[queries:], None if bias is None else bias[queries:])
+    q = layer.linear(_rows(n, last), weight[:queries], None if bias is None else bias[:queries])
+    kv = layer.linear(n, weight[queries:], None if bias is None else bias[queries:])
     k, v = kv.chunk(2, dim=-1)
     return q, k, v
 
@@ -259,8 +328,11 @@ def _mlp_backward(
     """Gradient of the MLP's input; scores gate, up and act on the way."""
     names = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "act": "mlp.act"}
     gate, up = gate_up.chunk(2, dim=-1)
+    pool, dh = layer.scoring.pool, layer.times(d, layer.parts.down.weight)
+    if layer.parts.after_mlp is not None:
+        pool.give(d)
     d_gate_up, *scores = layer.scoring.ops.gated_act_backward(
-        d @ layer.parts.down.weight,
+        dh,
         gate,
         up,
         lengths,
@@ -270,7 +342,10 @@ def _mlp_backward(
     )
     for name, score in zip(names.values(), scores, strict=True):
         layer.give(name, score, last)
-    return d_gate_up @ layer.gate_up.weight
+    pool.give(dh)
+    d = layer.times(d_gate_up, layer.gate_up.weight)
+    pool.give(d_gate_up)
+    return d
 
 
 def _project_backward(
@@ -285,7 +360,7 @@ def _project_backward(
     parts, scoring, queries, keys = layer.parts, layer.scoring, layer.queries, layer.keys
     d_q, d_k, d_v = (gradient.reshape(p.shape) for gradient, p in zip(gradients, projected, strict=True))
     width = 2 * keys + (queries if last is None else 0)
-    whole = d_k.new_empty((*d_k.shape[:-1], width))
+    whole = allocate.empty((*d_k.shape[:-1], width), d_k.dtype, d_k.device)
     out_k, out_v = whole[..., -2 * keys : -keys], whole[..., -keys:]
     out_q = whole[..., :queries] if last is None else torch.empty_like(d_q)
     own = lengths if last is None else torch.ones_like(lengths)
@@ -316,3 +391,8 @@ def _project_backward(
 def _rows(x: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     """[S, 1, H] of x [S, T, H] at each sample's last position."""
     return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[-1]))
+
+
+def _into(x: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x as rows, and memory for a product [..., columns] of them."""
+    return x.reshape(-1, x.shape[-1]), allocate.empty((*x.shape[:-1], columns), x.dtype, x.device)

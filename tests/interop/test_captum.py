@@ -190,16 +190,16 @@ def test_a_function_stands_for_a_model() -> None:
 
 def test_nothing_of_the_product_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reduced form hands activation and gradient to the operation that reduces them block by block."""
-    from culnig_kernels import cpu
+    from culnig_kernels import native
 
-    seen, own = [], cpu.actgrad_reduce
+    seen, own = [], native.actgrad_reduce
 
     def watch(act: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         out = own(act, *args, **kwargs)
         seen.append((tuple(act.shape), tuple(out.shape)))
         return out
 
-    monkeypatch.setattr(cpu, "actgrad_reduce", watch)
+    monkeypatch.setattr(native, "actgrad_reduce", watch)
     model = seeded(Encoder)
     got = cf.LayerActGrad(model, ["encoder.layers.0.linear1", "head"]).attribute_reduced(IDS, 3)
     assert sorted(seen) == [((3, 4, 5), (3, 5)), ((3, 4, 24), (3, 24))]

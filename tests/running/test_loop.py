@@ -11,7 +11,7 @@ import families
 import numpy as np
 import pytest
 import torch
-from culnig_kernels import cpu
+from culnig_kernels import native
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
@@ -40,9 +40,9 @@ def limited(model: Any, where: str, tokens: int) -> Iterator[None]:
     """Memory for so many padded tokens in one layer's forward, or in its backward after later layers were scored."""
     check = fails_above(tokens)
     if where == "within a fused layer":  # its v is scored last
-        original = cpu.actgrad_reduce
+        original = native.actgrad_reduce
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cpu, "actgrad_reduce", lambda act, *args: (check(act), original(act, *args))[1])
+            patch.setattr(native, "actgrad_reduce", lambda act, *args: (check(act), original(act, *args))[1])
             yield
         return
     layer = model.model.layers[0] if where != "forward" else model.model.layers[1]

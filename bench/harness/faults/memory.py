@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from culnig_kernels import cpu
+from culnig_kernels import native
 
 import culnig_fast as cf
 from culnig_fast.cli.options import load_questions
@@ -95,17 +95,17 @@ def _limited(model: Any, where: str, layer: int, tokens: int) -> Iterator[None]:
         if first.requires_grad:
             first.register_hook(check)
 
-    original, module = cpu.actgrad_reduce, model.model.layers[layer]
+    original, module = native.actgrad_reduce, model.model.layers[layer]
     handle = None
     if where == "forward":
         handle = module.register_forward_pre_hook(lambda module, args: check(args[0]))
     elif where == "backward":
         handle = module.register_forward_hook(on_gradient)
     else:
-        cpu.actgrad_reduce = lambda act, *rest: (check(act), original(act, *rest))[1]
+        native.actgrad_reduce = lambda act, *rest: (check(act), original(act, *rest))[1]
     try:
         yield
     finally:
-        cpu.actgrad_reduce = original
+        native.actgrad_reduce = original
         if handle is not None:
             handle.remove()
