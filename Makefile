@@ -15,7 +15,7 @@ help:
 	@echo "make demo    score, select, suppress and evaluate on the embedded model, and a report page of it"
 	@echo "make test    run the tests (PYTEST_ARGS='-k selection' for some of them)"
 	@echo "make test-gpu  run the tests of kernels and engine on a GPU, for real and under compute-sanitizer"
-	@echo "make test-sanitize  run the tests of the C++ core under address, undefined-behaviour and thread sanitizers"
+	@echo "make test-sanitize  run the tests of the C++ code under address, undefined-behaviour and thread sanitizers"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   run the benchmarks"
 	@echo "make docs    build the documentation's pages into site/, strictly (Python 3.11 or newer)"
@@ -24,7 +24,7 @@ help:
 	@echo "PYTHON=$(PYTHON) makes the environment VENV=$(VENV); constraints.txt has the versions that were tried"
 
 # torch goes first: with it in place no other package's looser range can bring in another build of it.
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -74,6 +74,6 @@ wheel: $(STAMP)
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info culnig_fast/_selection*.so culnig_fast/_selection*.pyd
+	rm -rf $(VENV) build dist site *.egg-info culnig_fast/_selection*.so culnig_fast/_selection*.pyd kernels/culnig_kernels/_cpu*.so kernels/culnig_kernels/_cpu*.pyd
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find culnig_fast kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -133,7 +133,8 @@ def _warm_up(method: Method, outcome: Outcome, model: Any, batch: Batch) -> None
 def _time_once(method: Method, outcome: Outcome, model: Any, batch: Batch, device: torch.device) -> float:
     part = _part(method, batch)
     with method.open(model, batch.n_groups) as session:
-        session.step(part)  # refills the allocator's cache, which another method has shaped, and our pool
+        if device.type == "cuda" or method.settles:
+            session.step(part)  # refills the allocator's cache, which another method has shaped, or its own
         synchronize(device)
         start = time.perf_counter()
         for _ in range(outcome.steps):

@@ -38,7 +38,7 @@ class Method(Protocol):
         padding: `exclude` pads from the maximum, or `zero` when a pad counts as a score of 0.
         most_samples: samples a step can take; a larger batch is timed on this many and scaled. None: any.
         most_rounds: rounds worth timing, for a method that takes long; None: all.
-        settles: whether its first step on a shape is unlike the later ones (it compiles).
+        settles: whether its first step on a shape is unlike the later ones (it compiles, or keeps memory).
     """
 
     name: ClassVar[str]

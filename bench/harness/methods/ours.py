@@ -16,10 +16,10 @@ from harness.passes import gold_log_p
 
 
 class Taps(Plain):
-    """Autograd taps that score inside the backward pass, numerics in plain torch, on a CPU in cache-sized blocks."""
+    """Autograd taps that score inside the backward pass, numerics in plain torch, on a CPU in compiled code."""
 
     name: ClassVar[str] = "taps"
-    summary: ClassVar[str] = "ours, step 1: taps that score inside the backward, plain torch"
+    summary: ClassVar[str] = "ours, step 1: taps that score inside the backward, no Triton"
     backend: ClassVar[str] = "reference"
     path: ClassVar[str] = "taps"
 
@@ -34,7 +34,7 @@ class Taps(Plain):
         if reason:
             raise NotAvailable(reason)
         architecture = discover(model)
-        # The CPU's own blocks are what users get there; on a GPU the first row is the step before the kernels.
+        # The compiled kernels are what users get on a CPU; on a GPU the first row is the step before the kernels.
         backend = "auto" if architecture.embedding.weight.device.type == "cpu" else self.backend
         try:
             attributor = Attributor(architecture, n_groups=n_groups, backend=backend, path=self.path)
@@ -74,3 +74,4 @@ class Fused(Taps):
     summary: ClassVar[str] = "ours, step 3: whole layers fused, the last one cut to the last position"
     backend: ClassVar[str] = "auto"
     path: ClassVar[str] = "fused"
+    settles: ClassVar[bool] = True
