@@ -66,7 +66,7 @@ class Pool:
         best = min(fitting, key=lambda block: block.nbytes())
         # By identity: storages compare by their bytes.
         self._free = [block for block in self._free if block is not best]
-        return torch.empty(0, dtype=dtype).set_(best, 0, tuple(shape))  # type: ignore[call-overload,no-any-return]
+        return torch.empty(0, dtype=dtype).set_(best, 0, tuple(shape))  # type: ignore[call-overload]
 
     def give(self, *tensors: torch.Tensor | None) -> None:
         """Take the tensors' memory back; the caller is the last who uses them or any view of them. None is skipped."""

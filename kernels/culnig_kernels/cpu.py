@@ -1,4 +1,4 @@
-"""The operations on a CPU where no compiled kernel takes them (`native`): blocks of one sample at a time that stay in cache.
+"""The operations on a CPU where no compiled kernel takes them: blocks of one sample at a time that stay in cache.
 
 The plain formulation makes [S, T, K] tensors and passes over each several times, through main memory. Here a block of
 at most `_BLOCK` elements goes through all of an operation before the next one takes its place, and padding is not
