@@ -126,10 +126,10 @@ PYBIND11_MODULE(_cpu, module) {
              })
         .def("actgrad_reduce",
              [](const Machine& self, const std::string& dtype, const std::string& rule, bool zero_padding,
-                const SamplesAt& act, const SamplesAt& grad, Address lengths, Address scores, std::int64_t n,
-                std::int64_t positions, std::int64_t columns) {
+                const SamplesAt& act, const SamplesAt& grad, Address lengths, Address keep, Address scores,
+                std::int64_t n, std::int64_t positions, std::int64_t columns) {
                  self.run(cpu::ActGrad{type(dtype), reduction(rule), zero_padding, samples(act), samples(grad),
-                                       pointer<const std::int64_t>(lengths), pointer<float>(scores), n, positions,
-                                       columns});
+                                       pointer<const std::int64_t>(lengths), pointer<const bool>(keep),
+                                       pointer<float>(scores), n, positions, columns});
              });
 }

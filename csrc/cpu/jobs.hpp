@@ -84,13 +84,15 @@ struct RotaryBackward {
     Reduction reduction;
 };
 
-// act · grad of each sample, reduced over its positions.
+// act · grad of each sample, reduced over its positions; over the marked ones where there is a mask `keep` [samples,
+// positions].
 struct ActGrad {
     Type type;
     Reduction reduction;
     bool zero_padding;
     Samples act, grad;
     const std::int64_t* lengths;
+    const bool* keep;
     float* scores;
     std::int64_t samples, positions, columns;
 };

@@ -6,7 +6,11 @@ void actgrad_columns(const ActGrad& job, std::int64_t task) {
     const std::int64_t sample = task / blocks, first = task % blocks * kColumns;
     const std::int64_t columns = smaller(kColumns, job.columns - first), counted = job.lengths[sample];
     Running<kRule> scores(columns);
+    const bool* keep = job.keep ? job.keep + sample * job.positions : nullptr;
+    std::int64_t kept = 0;
     for (std::int64_t t = 0; t < counted; ++t) {
+        if (keep && !keep[t]) continue;
+        ++kept;
         const T* act = at<T>(job.act, sample, t) + first;
         const T* grad = at<T>(job.grad, sample, t) + first;
         for (std::int64_t j = 0; j < columns; ++j) scores.add(j, load(act[j]) * load(grad[j]));
@@ -14,7 +18,7 @@ void actgrad_columns(const ActGrad& job, std::int64_t task) {
     if (kRule == Reduction::max && job.zero_padding && counted < job.positions) {
         for (std::int64_t j = 0; j < columns; ++j) scores.add(j, 0.0f);
     }
-    scores.write(job.scores + sample * job.columns + first, columns, counted);
+    scores.write(job.scores + sample * job.columns + first, columns, kept);
 }
 
 template <class T>

@@ -1,8 +1,8 @@
 """The operations on a CPU in compiled code: one pass over memory each, in the machine's vector instructions.
 
 `culnig_kernels._cpu` (csrc/cpu/) holds the loops; here tensors become addresses, and whatever the loops do not take
-(float16, mixed types, packed samples, masks, exact GELU) goes to `culnig_kernels.cpu`. Without the extension all does.
-torch comes first: the extension uses the OpenMP threads that torch has loaded.
+(float16, mixed types, packed samples, the last position, exact GELU) goes to `culnig_kernels.cpu`. Without the
+extension all does. torch comes first: the extension uses the OpenMP threads that torch has loaded.
 """
 
 from __future__ import annotations
@@ -62,15 +62,13 @@ def actgrad_reduce(
     Args, returns and errors as there.
     """
     machine = _machine(act, grad)
-    plain = keep is not None or cu_seqlens is not None or reduction not in REDUCTIONS
-    # Zero padding is folded into a maximum alone; into a sum it adds nothing.
-    if machine is None or plain:
+    if machine is None or cu_seqlens is not None or reduction not in REDUCTIONS:
         return cpu.actgrad_reduce(act, grad, lengths, reduction, padding, cu_seqlens=cu_seqlens, keep=keep)
-    segments = check_actgrad(act, grad, lengths, reduction, padding)
+    segments = check_actgrad(act, grad, lengths, reduction, padding, None, keep)
     act, grad = _dense(act), _dense(grad)
     samples, positions, columns = act.shape
     out = allocate.empty((samples, columns), torch.float32, act.device)
-    bounds = _lengths(segments.bounds)
+    bounds, marked = _lengths(segments.bounds), None if keep is None else keep.to("cpu").contiguous()
     machine.actgrad_reduce(
         TYPES[act.dtype],
         reduction,
@@ -78,6 +76,7 @@ def actgrad_reduce(
         _samples(act),
         _samples(grad),
         bounds.data_ptr(),
+        _address(marked),
         out.data_ptr(),
         samples,
         positions,

@@ -1,7 +1,8 @@
-"""--as-authors against the published way written in plain loops: scores to 1e-5, identical sets, files both ways."""
+"""--as-authors against the published way in plain loops: scores to rounding, identical sets, files both ways."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,21 @@ def test_scores_agree_and_sets_are_identical(family: str, tmp_path: Path) -> Non
         control = name == "control"
         tables[name] = attribute_as_authors(model, TOKENIZER, questions, control=control, progress=False)
         want[name] = plain(model.requires_grad_(True), questions, control)
+        exact, _ = plain(copy.deepcopy(model).double(), questions, control)
         assert tables[name].n_samples == want[name][1] == len(questions) // 2
+        ours, theirs = [], []
         for site in tables[name].layout.sites:
             names = [(site.module_name, site.layer_idx, column) for column in range(site.width)]
-            expected = np.array([[want[name][0][key][group] for key in names] for group in tables[name].groups])
+            published, true = (
+                np.array([[scores[key][group] for key in names] for group in tables[name].groups])
+                for scores in (want[name][0], exact)
+            )
             found = tables[name].totals[:, tables[name].layout.slice(site.module_name, site.layer_idx)]
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+            ours.append((found - true).ravel() / np.abs(true).max())
+            theirs.append((published - true).ravel() / np.abs(true).max())
+        # Both are float32: neither is the other's truth, and on these models the published way errs by as much.
+        errors, allowed = np.concatenate(ours), np.concatenate(theirs)
+        assert np.abs(errors).max() <= 1e-5 + np.abs(allowed).max()
     # Through the published program's files and back: what it would read leads to the same sets.
     for name, table in tables.items():
         write_score_file(table, tmp_path / f"{name}.json", dataset=name)
