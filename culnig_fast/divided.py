@@ -83,6 +83,12 @@ class Division:
             yield
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            # gloo has no class of its own for its errors; they begin with the place in its sources.
+            if isinstance(error, dist.DistError) or "gloo" in reason:
+                raise CulnigError(
+                    f"the exchange with the other processes broke off before the first batch ({reason:.200}); look at "
+                    "their messages for the one that ended, and start the same job again"
+                ) from error
             raise CulnigError(
                 f"{type(model).__name__} does not run with its weights divided among {self.size} processes "
                 f"({reason:.200}); start a number of them that divides heads, key-value heads and the MLP's width"

@@ -155,6 +155,16 @@ def test_a_number_of_processes_that_divides_no_heads_is_refused(second_of_three:
         torch.zeros(16).view(1, 3, -1, 8)
 
 
+def test_a_lost_process_is_not_taken_for_heads_that_do_not_divide(second_of_three: Division) -> None:
+    for error in (
+        RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"),
+        torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp"),
+    ):
+        found = "exchange with the other processes broke off .*(peer|NCCL).*start the same job again"
+        with pytest.raises(cf.CulnigError, match=found), second_of_three.runnable(torch.nn.Linear(1, 1)):
+            raise error
+
+
 def test_a_killed_process_is_named_and_the_command_continues(tmp_path: Path) -> None:
     out = tmp_path / "scores.safetensors"
     partial = out.with_name(f"{out.name}.partial")
