@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from checks import assert_as_exact_as_torch
-from culnig_kernels import cpu, native, reference
+from culnig_kernels import compiled, cpu, native, reference
 from culnig_kernels.reference.gated import activate, gated_gradients
 from samples import DTYPES, draw, draw_slice
 
 CPU = torch.device("cpu")
 LENGTHS = torch.tensor([1, 63, 20])
-NATIVE_DTYPES = tuple(native.TYPES)
+NATIVE_DTYPES = tuple(compiled.TYPES)
 
 if importlib.util.find_spec("culnig_kernels._cpu") is None:
     pytest.skip("the compiled CPU kernels were not built", allow_module_level=True)
@@ -28,7 +28,7 @@ LEVELS = importlib.import_module("culnig_kernels._cpu").levels()
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every level in turn; plain torch may not step in unseen."""
-    monkeypatch.setenv(native.LEVEL_VARIABLE, request.param)
+    monkeypatch.setenv(compiled.LEVEL_VARIABLE, request.param)
 
     def elsewhere(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the compiled kernel was not used")
@@ -211,7 +211,7 @@ def test_the_number_of_threads_changes_no_bit(level: str) -> None:
 
 
 def test_what_the_loops_do_not_take_runs_on_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(native.LEVEL_VARIABLE, raising=False)
+    monkeypatch.delenv(compiled.LEVEL_VARIABLE, raising=False)
     gate_up = draw((2, 5, 12), torch.float32, CPU)
     act, grad, lengths = *gate_up.chunk(2, dim=-1), torch.tensor([5, 2])
     assert torch.equal(native.gated_act(gate_up, "gelu"), reference.gated_act(gate_up, "gelu"))
@@ -250,13 +250,13 @@ def test_wrong_arguments_are_named_before_any_memory_is_read(level: str) -> None
 
 
 def test_the_level_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(native.LEVEL_VARIABLE, raising=False)
-    assert native.level() == LEVELS[-1]
-    monkeypatch.setenv(native.LEVEL_VARIABLE, "none")
-    assert native.level() is None
-    monkeypatch.setenv(native.LEVEL_VARIABLE, "sse9")
+    monkeypatch.delenv(compiled.LEVEL_VARIABLE, raising=False)
+    assert compiled.level() == LEVELS[-1]
+    monkeypatch.setenv(compiled.LEVEL_VARIABLE, "none")
+    assert compiled.level() is None
+    monkeypatch.setenv(compiled.LEVEL_VARIABLE, "sse9")
     with pytest.raises(ValueError, match=r"CULNIG_CPU_LEVEL must be none, baseline.*not 'sse9'"):
-        native.level()
+        compiled.level()
 
 
 def test_without_the_extension_all_runs_on_plain_torch() -> None:
@@ -264,8 +264,8 @@ def test_without_the_extension_all_runs_on_plain_torch() -> None:
 import sys
 sys.modules["culnig_kernels._cpu"] = None
 import torch
-from culnig_kernels import native, reference
-assert native.level() is None
+from culnig_kernels import compiled, native, reference
+assert compiled.level() is None
 x = torch.randn(2, 3, 8)
 assert torch.equal(native.gated_act(x), reference.gated_act(x))
 """
