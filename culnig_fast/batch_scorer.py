@@ -11,7 +11,7 @@ import torch
 from culnig_fast.architecture import SiteLocation
 from culnig_fast.backend import Operations
 from culnig_fast.errors import CulnigError
-from culnig_fast.fused.layer import Scoring
+from culnig_fast.fused.operations import Scoring
 from culnig_fast.mixtures.experts import Routing
 from culnig_fast.mixtures.routed import routed_scores
 from culnig_fast.neuron_sets import NeuronSet

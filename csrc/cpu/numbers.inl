@@ -38,7 +38,7 @@ inline T* at(const Samples& samples, std::int64_t sample, std::int64_t position)
     return static_cast<T*>(samples.data) + sample * samples.sample + position * samples.position;
 }
 
-// e^x to within 2 units in the last place: x = n·log 2 + r, a Taylor series of e^r, whose next term is below 1e-8 for
+// e^x in float32: x = n·log 2 + r, a Taylor series of e^r, whose next term is below 1e-8 for
 // |r| ≤ log(2)/2, and 2^n in two factors, so that results beyond the normal numbers become 0 and infinity.
 inline float exponential(float x) {
     constexpr float kShift = 12582912.0f;  // 1.5 · 2^23: adding it rounds to a whole number

@@ -12,7 +12,8 @@ from torch import nn
 
 from culnig_fast.architecture import Architecture, SiteLocation
 from culnig_fast.fused.joining import joined, overlapping
-from culnig_fast.fused.layer import FusedLayer, Scoring
+from culnig_fast.fused.layer import FusedLayer
+from culnig_fast.fused.operations import Scoring
 from culnig_fast.fused.parts import LayerParts, find_parts
 from culnig_fast.fused.trace import NotFusable
 from culnig_fast.probe import LayerProbe, distance, recorded_layers, same_output

@@ -32,10 +32,17 @@ def level() -> str | None:
     wanted = os.environ.get(LEVEL_VARIABLE)
     if wanted == "none" or extension() is None:
         return None
-    known: list[str] = extension().levels()
+    known = levels()
     if wanted is not None and wanted not in known:
         raise ValueError(f"{LEVEL_VARIABLE} must be none, {' or '.join(known)} on this machine, not {wanted!r}")
     return wanted or known[-1]
+
+
+@functools.cache
+def levels() -> list[str]:
+    """The sets of vector instructions that this machine has, the best one last."""
+    known: list[str] = extension().levels()
+    return known
 
 
 @functools.cache

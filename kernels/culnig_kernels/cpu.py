@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 from culnig_kernels import reference
-from culnig_kernels.reference.gated import activate, activation_slope, check_gated_act, check_gated_act_backward
+from culnig_kernels.reference.gated import (
+    activate,
+    activation_slope,
+    asked_for,
+    check_gated_act,
+    check_gated_act_backward,
+    empty_scores,
+)
 from culnig_kernels.reference.norm import check_rms_norm, check_rms_norm_backward
 from culnig_kernels.reference.precision import work_dtype
 from culnig_kernels.reference.rotary import check_rotary, check_rotary_backward
@@ -104,8 +111,7 @@ def gated_act_backward(
     samples, positions, columns = dh.shape
     work = work_dtype(dh, gate, up)
     out = torch.empty((samples, positions, 2 * columns), dtype=gate.dtype)
-    wanted = {"gate": "gate" in scores, "up": "up" in scores or "act" in scores}
-    found = {name: torch.empty(samples, columns, dtype=work) for name, want in wanted.items() if want}
+    found = empty_scores(scores, samples, columns, work)
     for sample, length in enumerate(lengths.tolist() if scores else [positions] * samples):
         for block in _chunks(columns, positions):
             g, u, d = (tensor[sample, :, block].to(work) for tensor in (gate, up, dh))
@@ -116,13 +122,7 @@ def gated_act_backward(
             for name, value, gradient in (("gate", g, d_gate), ("up", u, d_up)):
                 if name in found:
                     found[name][sample, block] = _reduced(gradient[:length].mul_(value[:length]), reduction)
-    up_scores = found.get("up")
-    return (
-        out,
-        found.get("gate"),
-        up_scores if "up" in scores else None,
-        up_scores if "act" in scores else None,
-    )
+    return out, *asked_for(found, scores)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from culnig_kernels import allocate, compiled, cpu
-from culnig_kernels.reference.gated import check_gated_act, check_gated_act_backward
+from culnig_kernels.reference.gated import asked_for, check_gated_act, check_gated_act_backward, empty_scores
 from culnig_kernels.reference.norm import check_rms_norm, check_rms_norm_backward
 from culnig_kernels.reference.rotary import check_rotary, check_rotary_backward
 from culnig_kernels.reference.scores import check_actgrad
@@ -108,10 +108,7 @@ def gated_act_backward(
     dh, gate, up = compiled.dense(dh), compiled.dense(gate), compiled.dense(up)
     samples, positions, columns = dh.shape
     out = allocate.empty((samples, positions, 2 * columns), gate.dtype, gate.device)
-    wanted = {"gate": "gate" in scores, "up": "up" in scores or "act" in scores}
-    found = {
-        name: allocate.empty((samples, columns), torch.float32, dh.device) for name, want in wanted.items() if want
-    }
+    found = empty_scores(scores, samples, columns, torch.float32)
     bounds = compiled.lengths(lengths) if found else None
     machine.gated_act_backward(
         compiled.TYPES[dh.dtype],
@@ -129,13 +126,7 @@ def gated_act_backward(
         positions,
         columns,
     )
-    up_scores = found.get("up")
-    return (
-        out,
-        found.get("gate"),
-        up_scores if "up" in scores else None,
-        up_scores if "act" in scores else None,
-    )
+    return out, *asked_for(found, scores)
 
 
 @torch.no_grad()
@@ -313,7 +304,7 @@ class _Angles:
 def _machine_for_heads(
     x: torch.Tensor, cos: torch.Tensor, head_dim: int, weight: torch.Tensor | None, *others: torch.Tensor | None
 ) -> Any:
-    """`_machine`, for samples of heads that the kernels take."""
+    """`compiled.machine`, for samples of heads that the kernels take."""
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (cos, weight))
     machine = None if x.dim() != 3 or wide else compiled.machine(x, *others)
     return machine if machine is not None and 0 < head_dim <= compiled.extension().most_head_dim else None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from culnig_kernels import validate
+from culnig_kernels import allocate, validate
 from culnig_kernels.activations import ACTIVATIONS
 from culnig_kernels.reference.precision import work_dtype
 from culnig_kernels.reference.scores import reduce_positions
@@ -110,6 +110,21 @@ def activation_slope(x: torch.Tensor, activation: str) -> torch.Tensor:
     if activation == "gelu":
         return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     return torch.where(x <= 0, 0.0, torch.ones_like(x) if activation == "relu" else 2 * x)
+
+
+def empty_scores(scores: Sequence[str], samples: int, columns: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Room on the CPU for the scores asked for, [S, K] each: `gate`, and `up`, which serves `act` too."""
+    wanted = {"gate": "gate" in scores, "up": "up" in scores or "act" in scores}
+    cpu = torch.device("cpu")
+    return {name: allocate.empty((samples, columns), dtype, cpu) for name, want in wanted.items() if want}
+
+
+def asked_for(
+    found: dict[str, torch.Tensor], scores: Sequence[str]
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """The scores of gate, up and act, out of `empty_scores`; None for those not asked for."""
+    up = found.get("up")
+    return found.get("gate"), up if "up" in scores else None, up if "act" in scores else None
 
 
 def check_gated_act(gate_up: torch.Tensor, activation: str) -> None:
