@@ -53,3 +53,19 @@ def rounding_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
         return convert(data, source, target, rounding)
 
     monkeypatch.setattr(interpreter, "_convert_float", nearest)
+
+
+@pytest.fixture(autouse=True)
+def bounds_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 3.7 Triton's interpreter makes a loop's bound of an array [1] in a way that NumPy 2.4 refuses."""
+    if torch.cuda.is_available():
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
