@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from culnig_fast.one_sequence import one_sequence_a_row
+
 
 class LastPosition:
     """Makes a causal model's own head run on one position a sample.
@@ -33,7 +35,7 @@ class LastPosition:
         Args:
             input_ids: int64 [batch, T], right-padded.
             lengths: int64 [batch], each in 1…T.
-            further: inputs that the model asks for beside these.
+            further: inputs that the model asks for beside these, position_ids not among them.
 
         Returns:
             [batch, vocabulary] logits of the last real position, in float32 (float64 in a float64 model): softmax
@@ -41,7 +43,8 @@ class LastPosition:
         """
         self._lengths = lengths
         try:
-            logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False, **further).logits
+            with one_sequence_a_row():
+                logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False, **further).logits
         finally:
             self._lengths = None
         logits = logits[:, -1]

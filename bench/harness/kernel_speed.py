@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.roofs import copy_rate, synchronize
+from harness.clock import seconds_of
+from harness.roofs import copy_rate
 
 _SAMPLES, _LENGTH, _GROUPS = 128, 128, 16
 _HIDDEN, _COLUMNS, _HEADS, _HEAD_DIM = 4096, 14336, 32, 128
 """A batch of 16,384 tokens of an 8B model: 2.3 × 10⁸ products at its gate."""
+_REPEATS = 20
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _norm_cases(
         )
 
 
-def measure_kernels(device: torch.device, dtype: torch.dtype, repeats: int = 20) -> list[dict[str, Any]]:
+def measure_kernels(device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Rows for the JSON's "kernels": median GB/s and share of the copy rate; none on a CPU.
 
     The kernels' own tests hold them to their oracles; here a kernel that raises is a row with its reason.
@@ -116,10 +117,10 @@ def measure_kernels(device: torch.device, dtype: torch.dtype, repeats: int = 20)
     if device.type != "cuda":
         return []
     roof = copy_rate(device)
-    return [_measure(case, roof, device, repeats) for case in cases(device, dtype)]
+    return [_measure(case, roof, device) for case in cases(device, dtype)]
 
 
-def _measure(case: Case, roof: float, device: torch.device, repeats: int) -> dict[str, Any]:
+def _measure(case: Case, roof: float, device: torch.device) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": case.name,
         "gb_per_s": None,
@@ -129,13 +130,7 @@ def _measure(case: Case, roof: float, device: torch.device, repeats: int) -> dic
     try:
         for _ in range(3):
             case.run()
-        times = []
-        for _ in range(repeats):
-            synchronize(device)
-            start = time.perf_counter()
-            case.run()
-            synchronize(device)
-            times.append(time.perf_counter() - start)
+        times = seconds_of(case.run, device, _REPEATS)
     except Exception as error:
         return {**row, "note": f"{type(error).__name__}: {error}"[:300]}
     low, median, high = (case.bytes / t for t in np.percentile(times, [80, 50, 20]))

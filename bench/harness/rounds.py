@@ -12,9 +12,10 @@ import torch
 
 from harness.batches import Batch
 from harness.check import Checker, Verdict
+from harness.clock import synchronize
 from harness.memory import peak_above
 from harness.methods import Method, NotAvailable
-from harness.roofs import ProductRoof, synchronize
+from harness.roofs import ProductRoof
 
 _LEAST_SECONDS = 0.1
 """A timing covers at least this much work; shorter steps are run several times."""

@@ -17,6 +17,7 @@ from torch import nn
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import replaced_forward
 from culnig_fast.last_position import LastPosition
+from culnig_fast.one_sequence import one_sequence_a_row
 from culnig_fast.probe import same_tensor
 
 
@@ -68,7 +69,7 @@ class Surroundings:
                 raise _Enough
             return state
 
-        with torch.no_grad(), self._standing_in(keep), contextlib.suppress(_Enough):
+        with torch.no_grad(), one_sequence_a_row(), self._standing_in(keep), contextlib.suppress(_Enough):
             self.model(input_ids=input_ids, use_cache=False)
         return hidden[0], calls
 

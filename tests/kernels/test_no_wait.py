@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator
 
 import families
 import pytest
 import torch
+from each_batch import around_each_batch
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
-from culnig_fast.running import loop
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,21 +24,18 @@ def test_no_synchronisation_while_a_batch_is_scored(path: str, monkeypatch: pyte
     """torch raises on every call that waits, from the batch's making to its last accumulation."""
     model, tokenizer, questions = families.build("llama").cuda(), make_tokenizer(), make_questions(12)
     cf.attribute(model, tokenizer, questions, path=path, batch_tokens=20, progress=False)  # compiles the kernels
-    checked = 0
+    batches = 0
 
-    def strictly(work: Any) -> Any:
-        def run(*args: Any) -> Any:
-            nonlocal checked
-            checked += 1
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                return work(*args)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+    @contextlib.contextmanager
+    def strictly() -> Iterator[None]:
+        nonlocal batches
+        batches += 1
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
-        return run
-
-    for name in ("make_batch", "_score_batch"):
-        monkeypatch.setattr(loop, name, strictly(getattr(loop, name)))
+    around_each_batch(monkeypatch, strictly)
     cf.attribute(model, tokenizer, questions, path=path, batch_tokens=20, progress=False)
-    assert checked > 2
+    assert batches > 2

@@ -70,6 +70,7 @@ def test_a_score_depends_on_its_sample_alone(family: str) -> None:
     assert np.array_equal(repeated.totals, together.totals)
 
 
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("reduction", ["max", "sum"])
 def test_kernels_score_experts_as_plain_torch_does(reduction: str) -> None:
     model = families.build("qwen3_moe")

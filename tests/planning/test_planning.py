@@ -52,17 +52,23 @@ def a_model(name: str) -> Any:
     return transformers.AutoModelForCausalLM.from_config(a_config(name)).eval()
 
 
+def count(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", PLANNED)
 def test_counts_are_those_of_the_model(name: str, tmp_path: Path) -> None:
     made = plan(config_file(tmp_path, name), groups=3, dtype="float32")
     model = build(name)
-    if name == "gemma3_multimodal":  # planned for as its text decoder
+    if made.parameters != count(model):
+        # Its tower for images is built of fake tensors or not, by torch's version; without, its decoder is planned for.
+        assert name == "gemma3_multimodal"
         model = transformers.AutoModelForCausalLM.from_config(model.config.get_text_config())
     architecture = discover(model)
     expected = {s["module_name"]: s["total"] for s in architecture.describe()["sites"] if s["module_name"] != "mlp.act"}
     assert made.neurons == expected
     assert made.scored == architecture.layout().size
-    assert made.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert made.parameters == count(model)
     assert made.weights == {
         "float32": 4 * made.parameters,
         "bfloat16": 2 * made.parameters,
