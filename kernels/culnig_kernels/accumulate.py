@@ -17,6 +17,25 @@ WARPS = 4
 
 
 @triton.jit
+def loaded(row_ptr, weight_ptr, group_ptr, sample, samples, group, cols, inside):
+    """Whether a sample is of this group, then its scores [BLOCK_K], and its weight."""
+    there = sample < samples
+    mine = there & (tl.load(group_ptr + sample, mask=there, other=-1) == group)
+    score = tl.load(row_ptr + cols, mask=inside & mine, other=0.0)
+    weight = tl.load(weight_ptr + sample, mask=there, other=0.0)
+    return mine, score, weight
+
+
+@triton.jit
+def added(total, mine, score, weight, CLAMP: tl.constexpr):
+    """The total [BLOCK_K] with a sample's weighted scores, where they are of this group."""
+    weighted = score.to(tl.float64) * weight
+    if CLAMP:
+        weighted = tl.where(weighted < 0.0, 0.0, weighted)  # NaN stays
+    return tl.where(mine, total + weighted, total)
+
+
+@triton.jit
 def accumulate_kernel(
     scores_ptr,  # [S, K]
     weight_ptr,  # [S] float64
@@ -37,14 +56,21 @@ def accumulate_kernel(
     inside = cols < columns
     totals_ptr += group * totals_row_stride + cols
     total = tl.load(totals_ptr, mask=inside, other=0.0)
-    for sample in range(samples):
-        mine = tl.load(group_ptr + sample) == group
-        score = tl.load(scores_ptr + cols, mask=inside & mine, other=0.0).to(tl.float64)
-        weighted = score * tl.load(weight_ptr + sample)
-        if CLAMP:
-            weighted = tl.where(weighted < 0.0, 0.0, weighted)  # NaN stays
-        total = tl.where(mine, total + weighted, total)
-        scores_ptr += scores_row_stride
+    # Four samples are loaded before they are added: one at a time the program would wait for each in turn.
+    for first in range(0, samples, 4):
+        row_0 = scores_ptr
+        row_1 = row_0 + scores_row_stride
+        row_2 = row_1 + scores_row_stride
+        row_3 = row_2 + scores_row_stride
+        mine_0, score_0, weight_0 = loaded(row_0, weight_ptr, group_ptr, first + 0, samples, group, cols, inside)
+        mine_1, score_1, weight_1 = loaded(row_1, weight_ptr, group_ptr, first + 1, samples, group, cols, inside)
+        mine_2, score_2, weight_2 = loaded(row_2, weight_ptr, group_ptr, first + 2, samples, group, cols, inside)
+        mine_3, score_3, weight_3 = loaded(row_3, weight_ptr, group_ptr, first + 3, samples, group, cols, inside)
+        total = added(total, mine_0, score_0, weight_0, CLAMP)
+        total = added(total, mine_1, score_1, weight_1, CLAMP)
+        total = added(total, mine_2, score_2, weight_2, CLAMP)
+        total = added(total, mine_3, score_3, weight_3, CLAMP)
+        scores_ptr = row_3 + scores_row_stride
     tl.store(totals_ptr, total, mask=inside)
 
 

@@ -7,6 +7,7 @@ Run apart from the tests' process, where Triton may be in interpreter mode: here
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -169,6 +170,12 @@ def resources(cubin: bytes) -> dict[str, int]:
     return found
 
 
+def loads_together(sass: str) -> int:
+    """The most loads of global memory between which nothing is computed in float64."""
+    found = re.findall(r"\b(LDG|DADD|DMUL|DFMA)\b", sass)
+    return max(len(list(run)) for name, run in itertools.groupby(found) if name == "LDG")
+
+
 def main() -> None:
     """Compile every launch for every capability asked for."""
     validate.interpreted = lambda: True  # the launchers are to take CPU tensors; nothing runs
@@ -188,6 +195,7 @@ def main() -> None:
                     "global_loads": sorted(set(re.findall(r"ld\.global\S*", ptx))),
                     "float_maxima": sorted(set(re.findall(r"max\.\S*f32", ptx))),
                     "fused_double": "DFMA" in binary.asm["sass"] if kernel is accumulate_kernel else None,
+                    "loads_together": loads_together(binary.asm["sass"]) if kernel is accumulate_kernel else None,
                     **resources(binary.asm["cubin"]),
                 }
             )

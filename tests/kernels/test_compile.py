@@ -83,3 +83,11 @@ def test_accumulation_rounds_product_and_sum_apart(compiled: list[dict[str, Any]
     rows = [row for row in compiled if row["kernel"] == "accumulate_kernel"]
     assert [row["fused_double"] for row in rows] == [False] * len(rows)
     assert {row["label"] for row in rows} >= {"accumulate", "accumulate clamped"}
+
+
+def test_accumulation_waits_for_several_samples_at_once(compiled: list[dict[str, Any]]) -> None:
+    """Three loads a sample: its group, its weight, its scores. One at a time they are at most six, the first of all included."""
+    rows = [row for row in compiled if row["label"] in ("accumulate", "accumulate clamped")]
+    assert len(rows) == 2 * len(CAPABILITIES)
+    few = [row for row in rows if row["loads_together"] < 8]
+    assert not few, [(row["label"], row["capability"], row["loads_together"]) for row in few]
