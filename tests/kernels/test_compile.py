@@ -86,7 +86,7 @@ def test_accumulation_rounds_product_and_sum_apart(compiled: list[dict[str, Any]
 
 
 def test_accumulation_waits_for_several_samples_at_once(compiled: list[dict[str, Any]]) -> None:
-    """Three loads a sample: its group, its weight, its scores; at most six loads come together where one is waited for at a time."""
+    """A sample takes three loads: group, weight, scores. Waited for one at a time, six at most come together."""
     rows = [row for row in compiled if row["label"] in ("accumulate", "accumulate clamped")]
     assert len(rows) == 2 * len(CAPABILITIES)
     few = [row for row in rows if row["loads_together"] < 8]
