@@ -43,7 +43,7 @@ test: $(STAMP)
 # No interpreter: where there is no GPU these tests say so instead of passing on something else.
 test-gpu: $(STAMP)
 	$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'no CUDA device: make test runs the kernels under the interpreter')"
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/kernels tests/fused tests/test_fidelity.py tests/test_attributor.py
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/kernels tests/fused tests/test_fidelity.py
 
 # Checks within the core alone: Python and the other libraries leak by design. Addresses are not randomised, since
 # the thread sanitizer of GCC 12 does not know where newer kernels put things.

@@ -8,6 +8,8 @@ import torch
 import transformers as tf
 
 VOCABULARY = 64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where `placed` models lie: the tests that run on a GPU too are made with them."""
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -133,3 +135,8 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
                 if path.endswith("bias"):
                     parameter.normal_(std=0.3)
     return model.to(dtype).eval()
+
+
+def placed(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """The same on a GPU, where there is one."""
+    return build(name, dtype, seed).to(DEVICE)

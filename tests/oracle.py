@@ -124,7 +124,7 @@ def totals(
     batch_size: int | None = None,
 ) -> np.ndarray:
     """float64 [n_groups, neurons] for samples of (tokens, answer token, group); `batch_size` pads as in batches."""
-    model64 = copy.deepcopy(model).double().eval().requires_grad_(True)
+    model64 = copy.deepcopy(model).cpu().double().eval().requires_grad_(True)
     rows: list[np.ndarray | None] = [None] * n_groups
     for position, (tokens, answer, group) in enumerate(samples):
         pad_to = 0

@@ -92,7 +92,7 @@ class SimulatedGpu(TorchDispatchMode):
             lands = here if own else asked.type == "cuda"
             if here:
                 self._check(func, args, tensors)
-        if asked is not None:
+        if asked is not None and asked.type == "cuda":
             kwargs["device"] = torch.device("cpu")
         kwargs.pop("pin_memory", None)
         if func is aten.histc.default and not args[0].is_floating_point():  # a CPU counts floats alone

@@ -54,7 +54,7 @@ def site_error(table: ScoreTable, exact: ScoreTable) -> float:
 @pytest.mark.parametrize("reduction", ["max", "sum"])
 @pytest.mark.parametrize("family", families.LISTED)
 def test_totals_equal_the_oracle(family: str, reduction: str, path: str) -> None:
-    model = families.build(family)
+    model = families.placed(family)
     table = cf.attribute(
         model, TOKENIZER, QUESTIONS, sites=SITES, reduction=reduction, batch_tokens=30, path=path, progress=False
     )
@@ -65,7 +65,7 @@ def test_totals_equal_the_oracle(family: str, reduction: str, path: str) -> None
 
 @pytest.mark.parametrize("family", families.LISTED)
 def test_control_clamps_each_weighted_score(family: str) -> None:
-    model = families.build(family)
+    model = families.placed(family)
     plain = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, control=True, clamp_control=False, progress=False)
     clamped = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, control=True, progress=False)
     assert_sites_close(plain, oracle.totals(model, samples_of(QUESTIONS), 3, SITES))
@@ -76,7 +76,7 @@ def test_control_clamps_each_weighted_score(family: str) -> None:
 @pytest.mark.parametrize("path", ["fused", "taps"])
 @pytest.mark.parametrize("family", families.LISTED)
 def test_zero_padding_equals_the_published_variant(family: str, path: str) -> None:
-    model = families.build(family)
+    model = families.placed(family)
     table = cf.attribute(
         model, TOKENIZER, QUESTIONS, sites=SITES, padding="zero", batch_size=4, path=path, progress=False
     )
@@ -87,7 +87,7 @@ def test_zero_padding_equals_the_published_variant(family: str, path: str) -> No
 
 @pytest.mark.parametrize("family", families.LISTED)
 def test_scores_do_not_depend_on_the_batch(family: str) -> None:
-    model = families.build(family)
+    model = families.placed(family)
     together = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, batch_tokens=1000, progress=False)
     for options in ({"batch_tokens": 1}, {"batch_tokens": 20}, {"batch_size": 3}):
         apart = cf.attribute(model, TOKENIZER, QUESTIONS, sites=SITES, progress=False, **options)
@@ -101,7 +101,7 @@ def test_scores_do_not_depend_on_the_batch(family: str) -> None:
 
 @pytest.mark.parametrize("family", families.UNLISTED)
 def test_families_nobody_listed_agree_with_one_at_a_time(family: str) -> None:
-    model = families.build(family)
+    model = families.placed(family)
     together = cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
     plain = cf.attribute(model, TOKENIZER, QUESTIONS, batch_tokens=1, path="taps", backend="reference", progress=False)
     double = cf.attribute(model.double(), TOKENIZER, QUESTIONS, batch_tokens=1, path="taps", progress=False)
@@ -110,7 +110,7 @@ def test_families_nobody_listed_agree_with_one_at_a_time(family: str) -> None:
 
 
 def test_the_same_command_gives_the_same_bits() -> None:
-    model = families.build("llama")
+    model = families.placed("llama")
     runs = [cf.attribute(model, TOKENIZER, QUESTIONS, batch_tokens=30, progress=False) for _ in range(2)]
     assert np.array_equal(runs[0].totals, runs[1].totals)
 
@@ -118,8 +118,8 @@ def test_the_same_command_gives_the_same_bits() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
     """A bound from rounding alone: some hundred roundings of relative size eps along the deepest path."""
-    single = cf.attribute(families.build("llama"), TOKENIZER, QUESTIONS, progress=False)
-    half = cf.attribute(families.build("llama", dtype), TOKENIZER, QUESTIONS, progress=False)
+    single = cf.attribute(families.placed("llama"), TOKENIZER, QUESTIONS, progress=False)
+    half = cf.attribute(families.placed("llama", dtype), TOKENIZER, QUESTIONS, progress=False)
     error = np.sqrt(((half.totals - single.totals) ** 2).mean() / (single.totals**2).mean())
     assert error <= 30 * torch.finfo(dtype).eps
     assert error > 0
@@ -127,12 +127,12 @@ def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
 
 def test_a_confident_answer_keeps_its_score_in_bfloat16() -> None:
     """At P ≥ 0.999 a bf16 softmax has no gradient at all; ours is float32."""
-    model = families.build("llama", torch.bfloat16)
+    model = families.placed("llama", torch.bfloat16)
     question = QUESTIONS[4]
     gold = TOKENIZER.convert_tokens_to_ids(question.answer)
     hidden: list[torch.Tensor] = []
     handle = model.lm_head.register_forward_pre_hook(lambda m, args: hidden.append(args[0]))
-    model(input_ids=torch.tensor([TOKENIZER(question.prompt)["input_ids"]]))
+    model(input_ids=torch.tensor([TOKENIZER(question.prompt)["input_ids"]], device=model.device))
     handle.remove()
     with torch.no_grad():
         last = hidden[0][0, -1].float()

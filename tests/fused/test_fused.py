@@ -18,7 +18,8 @@ from culnig_fast.fused.joining import joined, overlapping
 
 TOKENIZER = make_tokenizer()
 QUESTIONS = make_questions(7)
-IDS, LENGTHS = torch.tensor([[5, 9, 12, 7, 3, 8], [7, 8, 6, 6, 6, 6]]), torch.tensor([6, 3])
+IDS = torch.tensor([[5, 9, 12, 7, 3, 8], [7, 8, 6, 6, 6, 6]], device=families.DEVICE)
+LENGTHS, ONES = torch.tensor([6, 3], device=families.DEVICE), torch.tensor([1, 1], device=families.DEVICE)
 
 
 def fusion_of(model: Any) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def fusion_of(model: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", families.LISTED)
 def test_every_listed_family_is_fused_whole(family: str, dtype: torch.dtype) -> None:
-    assert fusion_of(families.build(family, dtype)) == {"fused": [0, 1], "last_position": True, "taps": {}}
+    assert fusion_of(families.placed(family, dtype)) == {"fused": [0, 1], "last_position": True, "taps": {}}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_every_listed_family_is_fused_whole(family: str, dtype: torch.dtype) -> 
     ],
 )
 def test_other_structures_stay_on_taps_and_say_why(family: str, reason: str) -> None:
-    model = families.build(family)
+    model = families.placed(family)
     described = fusion_of(model)
     assert described["fused"] == [] and not described["last_position"]
     ((why, layers),) = described["taps"].items()
@@ -60,20 +61,20 @@ def test_a_multiplied_residual_is_seen_by_the_proof() -> None:
     """Every part of a Granite layer is known; only its output tells that branches are scaled."""
     config = families.UNLISTED["granite"]()
     config.residual_multiplier = 0.5
-    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    model = tf.AutoModelForCausalLM.from_config(config).eval().to(families.DEVICE)
     assert list(fusion_of(model)["taps"]) == [
         "it computes something else than a gated MLP and rotary attention between RMS norms"
     ]
 
 
 def test_eager_attention_stays_on_taps() -> None:
-    model = families.build("llama")
+    model = families.placed("llama")
     model.set_attn_implementation("eager")
     assert list(fusion_of(model)["taps"]) == ["it calls scaled_dot_product_attention 0 times, not once"]
 
 
 def test_a_mixed_model_runs_layer_by_layer() -> None:
-    model = families.build("llama")
+    model = families.placed("llama")
     model.model.layers[1].mlp.act_fn = torch.nn.Softplus()
     expected = cf.attribute(model, TOKENIZER, QUESTIONS, path="taps", progress=False)
     table = cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
@@ -91,7 +92,7 @@ def test_a_mixed_model_runs_layer_by_layer() -> None:
 @pytest.mark.parametrize("padding", ["exclude", "zero"])
 def test_positions_left_out_count_as_zero(padding: str, reduction: str) -> None:
     """In the last layer the positions that reach no answer have scores of exactly 0, in every layer's maximum."""
-    model = families.build("qwen3")
+    model = families.placed("qwen3")
     options: dict[str, Any] = {"padding": padding, "reduction": reduction, "progress": False, "sites": None}
     taps = cf.attribute(model, TOKENIZER, QUESTIONS, path="taps", **options)
     fused = cf.attribute(model, TOKENIZER, QUESTIONS, path="fused", **options)
@@ -105,11 +106,11 @@ def test_positions_left_out_count_as_zero(padding: str, reduction: str) -> None:
 
 def test_one_token_samples_have_no_position_left_out() -> None:
     """With one token the score is that token's own, negative ones included."""
-    model = families.build("llama")
+    model = families.placed("llama")
     totals = {}
     for path in ("taps", "fused"):
         with cf.Attributor(model, path=path) as attributor:
-            for ids, lengths in ((IDS[:, :1], torch.tensor([1, 1])), (IDS, torch.tensor([1, 1]))):
+            for ids, lengths in ((IDS[:, :1], ONES), (IDS, ONES)):
                 logits = attributor.forward(ids, lengths)
                 attributor.backward(logits[:, 5])
         totals[path] = attributor.totals
@@ -119,7 +120,7 @@ def test_one_token_samples_have_no_position_left_out() -> None:
 
 
 def test_only_the_sites_asked_for_are_scored() -> None:
-    model = families.build("gemma3")
+    model = families.placed("gemma3")
     for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.act"):
         tables = [
             cf.attribute(model, TOKENIZER, QUESTIONS, sites=[name], path=path, progress=False)
@@ -136,10 +137,10 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_taps_are() -> None:
     errors: dict[str, list[float]] = {"taps": [], "fused": []}
     for family in ("llama", "qwen3", "gemma3", "phi3"):
         for seed in range(4):
-            single = families.build(family, torch.bfloat16, seed).float()
+            single = families.placed(family, torch.bfloat16, seed).float()
             exact = cf.attribute(single, TOKENIZER, questions, path="taps", progress=False).totals
             for path, found in errors.items():
-                half = families.build(family, torch.bfloat16, seed)
+                half = families.placed(family, torch.bfloat16, seed)
                 got = cf.attribute(half, TOKENIZER, questions, path=path, progress=False).totals
                 found.append(float(((got - exact) ** 2).mean() / (exact**2).mean()))
     ratio = np.exp(np.mean(np.log(errors["fused"])) - np.mean(np.log(errors["taps"])))
@@ -148,7 +149,7 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_taps_are() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
 def test_projections_are_views_inside_and_apart_after(family: str) -> None:
-    model = families.build(family)
+    model = families.placed(family)
     bits = copy.deepcopy(model.state_dict())
     pointers = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     identities = [id(parameter) for parameter in model.parameters()]
@@ -168,7 +169,7 @@ def test_projections_are_views_inside_and_apart_after(family: str) -> None:
 
 
 def test_it_is_undone_when_the_pass_raises() -> None:
-    model = families.build("llama")
+    model = families.placed("llama")
     with pytest.raises(RuntimeError, match="on purpose"), cf.Attributor(model, path="fused"):
         raise RuntimeError("on purpose")
     assert not any("forward" in vars(module) for module in model.modules())
@@ -177,7 +178,7 @@ def test_it_is_undone_when_the_pass_raises() -> None:
 
 def test_a_model_that_somebody_hooked_stays_on_taps_and_keeps_the_hook() -> None:
     """Suppressed neurons score 0: a fused layer that skipped the hook would score them."""
-    model = families.build("llama")
+    model = families.placed("llama")
     whole = cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
     chosen = cf.NeuronSet.from_flat(whole.layout, [whole.layout.slice("mlp.gate_proj", 0).start])
     with cf.suppress(model, chosen):
@@ -189,7 +190,7 @@ def test_a_model_that_somebody_hooked_stays_on_taps_and_keeps_the_hook() -> None
 
 
 def test_a_hook_added_inside_the_block_is_refused() -> None:
-    model = families.build("llama")
+    model = families.placed("llama")
     with cf.Attributor(model, path="fused") as attributor:
         handle = model.model.layers[0].self_attn.o_proj.register_forward_hook(lambda *args: None)
         with pytest.raises(cf.CulnigError, match="hook the model before the attributor's block"):
@@ -199,14 +200,14 @@ def test_a_hook_added_inside_the_block_is_refused() -> None:
 
 
 def test_a_pass_outside_forward_is_refused() -> None:
-    model = families.build("llama")
+    model = families.placed("llama")
     with cf.Attributor(model, path="fused"), pytest.raises(cf.CulnigError, match="outside Attributor.forward"):
         model(input_ids=IDS)
 
 
 def test_the_last_layer_computes_keys_and_values_alone_for_most_positions() -> None:
     """Products of a pass, counted: taps less what the last layer and the first one's input gradient leave out."""
-    model = families.build("llama")
+    model = families.placed("llama")
     config, (samples, positions) = model.config, IDS.shape
     flops = {}
     for path in ("taps", "fused"):
