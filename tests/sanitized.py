@@ -15,7 +15,10 @@ import pytest
 HERE = Path(__file__).resolve().parent
 SUITES = (
     "selection/test_selection_core.py",
+    "selection/test_core_arguments.py",
+    "selection/test_z_scores.py",
     "selection/test_selection.py",
+    "selection/test_selection_refusals.py",
     "selection/test_sweep.py",
     "kernels/test_native.py",
 )

@@ -13,6 +13,7 @@ import oracle
 import pytest
 import torch
 from command_line import invoke
+from plain_rules import RULES, assert_close
 from small_tokenizers import BOS_TEMPLATE, CHAT_TEMPLATE, byte_level, metaspace
 from wordlevel import make_questions, make_tokenizer
 
@@ -32,13 +33,6 @@ QUESTIONS = [cf.Question(q.id, q.group, render(TOKENIZER, q.prompt, " w24 w25"),
 COUNTS = [len(q.prompt.split()) for q in MESSAGES]
 SITES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.act")
 OPTIONS: dict[str, Any] = {"sites": SITES, "batch_tokens": 30, "progress": False}
-RULES: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
-    "max": np.maximum.reduce,
-    "sum": lambda rows: np.sum(rows, axis=0),
-    "mean": lambda rows: np.sum(rows, axis=0) / len(rows),
-    "absmax": lambda rows: np.maximum.reduce([np.abs(row) for row in rows]),
-    "last": lambda rows: rows[-1],
-}
 
 
 def from_the_third(question: cf.Question, tokens: cf.PromptTokens) -> Iterable[int]:
@@ -76,10 +70,6 @@ def plain(model: Any, reduction: str, places: Callable[[int, int], list[int]]) -
         for handle in handles:
             handle.remove()
     return np.stack(totals)
-
-
-def assert_close(got: np.ndarray, want: np.ndarray) -> None:
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("number", range(len(PLACES)))

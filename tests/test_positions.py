@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from plain_rules import RULES, assert_close
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
@@ -22,13 +22,6 @@ from culnig_fast.streaming.model import open_streamed
 TOKENIZER = make_tokenizer()
 QUESTIONS = make_questions(11)
 SITES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.act")
-RULES: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
-    "max": np.maximum.reduce,
-    "sum": lambda rows: np.sum(rows, axis=0),
-    "mean": lambda rows: np.sum(rows, axis=0) / len(rows),
-    "absmax": lambda rows: np.maximum.reduce([np.abs(row) for row in rows]),
-    "last": lambda rows: rows[-1],
-}
 TOKENS = torch.tensor([[5, 6, 7, 8, 9], [9, 4, 6, 0, 0], [7, 7, 5, 8, 0]])
 LENGTHS = torch.tensor([5, 3, 4])
 MASK = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 0, 1, 1], [1, 1, 1, 1, 1]]).bool()  # marks pads of sample 1 too
@@ -65,10 +58,6 @@ def scored(
         logits = attributor.forward(TOKENS, LENGTHS, positions=mask)
         attributor.backward(logit(logits), weight=WEIGHT)
         return attributor.totals[0].numpy(), attributor.fusion.describe()
-
-
-def assert_close(got: np.ndarray, want: np.ndarray) -> None:
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -2,127 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-import transformers
+from plain_rules import RULES, assert_close
+from small_modules import IDS, LENGTHS, MASK, ByHead, Encoder, Flattened, conv, plain, seeded, vision
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import culnig_fast as cf
-from culnig_fast.modules.sites import ModuleLayout, ModuleSite
+from culnig_fast.modules.sites import ModuleSite
 
-RULES: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
-    "max": np.maximum.reduce,
-    "sum": lambda rows: np.sum(rows, axis=0),
-    "mean": lambda rows: np.sum(rows, axis=0) / len(rows),
-    "absmax": lambda rows: np.maximum.reduce([np.abs(row) for row in rows]),
-    "last": lambda rows: rows[-1],
-}
 WEIGHT = torch.tensor([0.5, -2.0, 1.5])
-
-
-class Encoder(nn.Module):
-    """Tokens through torch's own encoder; the mean of the real ones through a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(11, 16)
-        layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.3, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        real = torch.arange(ids.shape[1]) < lengths[:, None]
-        hidden = self.encoder(self.words(ids), src_key_padding_mask=~real)
-        return self.head((hidden * real[..., None]).sum(1) / lengths[:, None])
-
-
-class Flattened(nn.Module):
-    """A layer on [batch·T, K] and one that is called by keyword alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(4, 6)
-        self.outer = nn.Linear(6, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = torch.tanh(self.inner(x.reshape(-1, 4)))
-        return self.outer(input=hidden).view(*x.shape[:2], 3).sum(1)
-
-
-def conv() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(2, 5, 3), nn.ReLU(inplace=True), nn.Conv2d(5, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)
-    )
-
-
-def vision() -> nn.Module:
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=20,
-        image_size=8,
-        patch_size=4,
-        num_labels=4,
-    )
-    return transformers.ViTForImageClassification(config)
-
-
-def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return build()
-
-
-def plain(
-    model: nn.Module,
-    run: Callable[[nn.Module, int], torch.Tensor],
-    site: ModuleSite,
-    places: list[list[int]] | None = None,
-    reduction: str = "max",
-) -> np.ndarray:
-    """float64 [samples, columns]: one sample at a time, a full backward, position by position."""
-    double = copy.deepcopy(model).double().eval()
-    module = double.get_submodule(site.path)
-    seen: list[torch.Tensor] = []
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        leaf = tensor if tensor.requires_grad else tensor.requires_grad_()
-        leaf.retain_grad()
-        seen.append(leaf)
-        return leaf.clone()  # a consumer may overwrite it
-
-    if site.side == "input":
-        module.register_forward_pre_hook(
-            lambda m, args, kwargs: ((keep(args[0]),), kwargs) if args else (args, {"input": keep(kwargs["input"])}),
-            with_kwargs=True,
-        )
-    else:
-        module.register_forward_hook(lambda m, args, output: keep(output))
-    rows = []
-    for sample in range(3):
-        seen.clear()
-        run(double, sample).sum().backward()
-        (tensor,) = seen
-        act, grad = (x.detach().movedim(site.dim, -1)[..., site.columns].numpy() for x in (tensor, tensor.grad))
-        act, grad = (x.reshape(-1, x.shape[-1]) for x in (act, grad))
-        kept = range(len(act)) if places is None else places[sample]
-        rows.append(RULES[reduction]([act[i] * grad[i] for i in kept]))
-    return np.stack(rows)
-
-
-def assert_close(got: Any, want: np.ndarray) -> None:
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
-
-
-IDS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0], [9, 10, 3, 3, 0]])
-LENGTHS = torch.tensor([5, 3, 4])
-MASK = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 0, 1, 1], [1, 1, 1, 1, 1]]).bool()
 ENCODER_SITES = [
     ModuleSite("encoder.layers.0.linear1"),
     ModuleSite("encoder.layers.1.linear1", slice(3, 9)),
@@ -201,18 +92,6 @@ def test_rows_of_all_samples_in_one_dimension() -> None:
     assert_close(attributor.totals[0], np.concatenate(want, axis=1).sum(0))
 
 
-class ByHead(nn.Module):
-    """A module that puts out [batch, T, heads, columns], as attention does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 3)
-        self.heads = nn.Unflatten(-1, (2, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.outer(self.heads(self.inner(x)).flatten(2)).mean(1)
-
-
 def test_all_that_follows_positions_counts_neurons() -> None:
     model, x = seeded(ByHead), torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
     sites = [ModuleSite("heads", dim=None), ModuleSite("inner", slice(1, 3), dim=None), ModuleSite("", dim=None)]
@@ -280,106 +159,3 @@ def test_no_product_is_kept() -> None:
         kept = [value.numel() for value in (*attributor._sums.parts, attributor.totals)]
     assert kept == [6, 3, 9]
     assert attributor._found == {}
-
-
-def test_the_layout_names_neurons() -> None:
-    sites = [ModuleSite("b", slice(2, 5)), ModuleSite("a"), ModuleSite("b", slice(5, 7)), ModuleSite("a", side="input")]
-    layout = ModuleLayout(sites, [8, 4, 8, 6])
-    assert layout.size == 15
-    for flat in range(layout.size):
-        paths, columns = layout.locate(flat)
-        side = "input" if flat >= 9 else "output"
-        assert layout.flat(paths[0], int(columns[0]), side) == flat
-    assert [list(x) for x in layout.locate([0, 3, 7])] == [["b", "a", "b"], [2, 0, 5]]
-    for call, word in (
-        (lambda: layout.locate(15), "outside"),
-        (lambda: layout.flat("b", 7), "not scored"),
-        (lambda: ModuleLayout([*sites[:2], ModuleSite("b", slice(4, 6))], [8, 4, 8]), "share"),
-        (lambda: ModuleLayout([ModuleSite("b", slice(9, 12))], [8]), "no column"),
-    ):
-        with pytest.raises(cf.CulnigError, match=word):
-            call()
-
-
-def state_of(model: nn.Module) -> list[Any]:
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    return [hooks, [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]]
-
-
-def test_the_model_is_left_as_it_was_after_success_and_errors() -> None:
-    model, x = seeded(Flattened).train(), torch.randn(3, 5, 4)
-    model.inner.requires_grad_(False)
-    before = state_of(model)
-    attributor = cf.ModuleAttributor(model, ["inner", "outer"])
-    with attributor:
-        assert state_of(model) != before
-        assert not any(p.requires_grad for p in model.parameters()), "gradients of weights cost memory and time"
-        attributor.backward(model(x)[:, 1])
-    assert state_of(model) == before
-    with pytest.raises(RuntimeError), attributor:
-        model(torch.randn(3, 5, 7))
-    assert state_of(model) == before
-    with pytest.raises(cf.CulnigError), attributor:
-        attributor.backward(model(x))
-    assert state_of(model) == before
-    with pytest.raises(cf.CulnigError, match="copied=True"), attributor:
-        model.inner(x).relu_()
-    assert state_of(model) == before
-
-
-def test_refusals_add_nothing() -> None:
-    class Unused(Flattened):
-        def __init__(self) -> None:
-            super().__init__()
-            self.spare = nn.Linear(4, 4)
-
-    class Twice(Flattened):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) + super().forward(2 * x)
-
-    x = torch.randn(3, 5, 4)
-    model = seeded(Unused)
-    for options, word in (
-        ({"sites": ["iner"]}, "did you mean inner"),
-        ({"sites": []}, "no site"),
-        ({"sites": [ModuleSite("inner", side="left")]}, "side"),  # type: ignore[arg-type]
-        ({"sites": [("inner", slice(0, 4, 2))]}, "step"),
-        ({"sites": [ModuleSite("inner", dim=0)]}, "counts samples"),
-        ({"sites": "inner", "reduction": "median"}, "reduction"),
-        ({"sites": "inner", "n_groups": 0}, "group"),
-    ):
-        with pytest.raises(cf.CulnigError, match=word):
-            cf.ModuleAttributor(model, **options)  # type: ignore[arg-type]
-    with pytest.raises(cf.CulnigError, match="inside"):
-        cf.ModuleAttributor(model, "inner").backward(torch.ones(3, requires_grad=True))
-    with cf.ModuleAttributor(model, ["inner", "outer"]) as attributor:
-        out = model(x)
-        attributor.backward(out[:, 0], retain_graph=True)
-        before = attributor.totals.clone()
-        with pytest.raises(cf.CulnigError, match="in use"):
-            attributor.__enter__()
-        first = out[:, 0]
-        for objective, given, word in (
-            (out, {}, "scalar a sample"),
-            (first.detach(), {}, "no site"),
-            (first, {"weight": torch.ones(2)}, "weight"),
-            (first, {"group": torch.tensor([0, 1, 0])}, "group number"),
-            (first, {"lengths": torch.tensor([1, 6, 2])}, "fewer than the length 6"),
-            (first, {"lengths": torch.tensor([1, 0, 2])}, "count from 1"),
-            (first, {"lengths": torch.ones(3)}, "int64"),
-            (first, {"positions": MASK[:, :4]}, "and the mask 4"),
-            (first, {"positions": MASK.float()}, "bool"),
-            (first[:2].repeat(2), {}, "does not start with"),
-        ):
-            with pytest.raises(cf.CulnigError, match=word):
-                attributor.backward(objective, retain_graph=True, **given)
-        assert torch.equal(attributor.totals, before)
-    for one, sites, word in (
-        (model, ["inner", "spare"], "no gradient came to spare"),
-        (seeded(Twice), ["inner"], "once"),
-    ):
-        with cf.ModuleAttributor(one, sites) as attributor:
-            with pytest.raises(cf.CulnigError, match=word):
-                attributor.backward(one(x)[:, 0])
-            with pytest.raises(cf.CulnigError, match="first batch"):
-                _ = attributor.totals
