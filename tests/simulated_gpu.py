@@ -241,6 +241,7 @@ _CUDA = {
     "_lazy_init": lambda: None,
     "device_count": lambda: 1,
     "current_device": lambda: 0,
+    "set_device": lambda *args: None,
     "get_device_name": lambda *args: "a simulated GPU",
     "get_device_capability": lambda *args: (9, 0),
     "empty_cache": lambda: None,
