@@ -52,23 +52,17 @@ def _speed(shape: str, *further: str) -> tuple[str, ...]:
     return ("bench/attribution_speed.py", "--device", "cuda", "--shape", shape, *further)
 
 
+_OURS = ("--methods", "taps", "fused", "--repeats", "3")
 STEPS = (
     Step("build", ("setup.py", "-q", "build_ext", "--inplace"), 120),
     Step("kernels", _tests("kernels"), 180),
-    Step("speed-8b", _speed("llama-3.1-8b"), 300, measures=True),
+    Step("speed-8b", _speed("llama-3.1-8b", "--tokens", "8192"), 300, measures=True),
     Step("speed-27b", _speed("gemma-3-27b", "--repeats", "3"), 300, measures=True),
     Step("engine", _tests("fused", "test_fidelity.py"), 180),
     Step("speed-0.6b", _speed("qwen3-0.6b"), 120, measures=True),
-    Step(
-        "tokens", _speed("llama-3.1-8b", "--sweep", "tokens", "--methods", "taps", "fused", "--repeats", "3"), 120, True
-    ),
-    Step("peers", ("bench/peers.py", "--device", "cuda", "--shape", "llama-3.1-8b"), 180, measures=True),
-    Step(
-        "size",
-        _speed("llama-3.1-8b", "--sweep", "size", "--methods", "bare", "fused", "--repeats", "3"),
-        300,
-        measures=True,
-    ),
+    Step("tokens", _speed("llama-3.1-8b", "--tokens", "8192", "--sweep", "tokens", *_OURS), 120, measures=True),
+    Step("peers", ("bench/peers.py", "--device", "cuda", "--shape", "llama-3.1-8b", "--tokens", "4096"), 180, True),
+    Step("size", _speed("llama-3.1-8b", "--sweep", "size", *_OURS), 300, measures=True),
 )
 """By what is wanted first where time is short."""
 

@@ -20,7 +20,11 @@ def add_methods(parser: argparse.ArgumentParser, repeats: int) -> None:
     """Options of a benchmark that times methods side by side on one batch."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16, float32 on cpu")
-    parser.add_argument("--tokens", type=int, help="tokens a batch, padding included (default: 2048, 16384 on a GPU)")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        help="tokens a batch, padding included (default: 2048; on a GPU at most 16384, as memory allows)",
+    )
     parser.add_argument("--length", type=int, default=128, help="tokens of the longest sample (default: 128)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="rows of the table (default: all); bare is added")
     parser.add_argument(

@@ -12,6 +12,7 @@ import torch
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import refuse_existing, write_json
 from harness.batches import make_batch
+from harness.budget import default_tokens
 from harness.check import Checker
 from harness.environment import environment
 from harness.kernel_speed import measure_kernels
@@ -46,8 +47,10 @@ def run(options: argparse.Namespace, say: Say) -> int:
     device, dtype = chosen_device(options.device), options.dtype
     dtype = getattr(torch, dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     shape = options.shape or ("tiny" if device.type == "cpu" else "llama-3.1-8b")
-    tokens = options.tokens or (2048 if device.type == "cpu" else 16384)
-    _check_options(options, shape, tokens)
+    _check_names(options, shape)
+    shapes = {shape, *SIZES[device.type]} if options.sweep == "size" else {shape}
+    tokens = options.tokens or default_tokens(shapes, device, dtype, options.length)
+    check_numbers(options, tokens)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     methods = [method for name, method in METHODS.items() if not options.methods or name in {"bare", *options.methods}]
@@ -129,13 +132,12 @@ class Bench:
             torch.cuda.empty_cache()
 
 
-def _check_options(options: argparse.Namespace, shape: str, tokens: int) -> None:
+def _check_names(options: argparse.Namespace, shape: str) -> None:
     if shape not in SHAPES:
         raise CulnigError(f"unknown --shape {shape!r}; choose from {', '.join(SHAPES)}")
     unknown = [name for name in options.methods or () if name not in METHODS]
     if unknown:
         raise CulnigError(f"unknown --methods {', '.join(unknown)}; choose from {', '.join(METHODS)}")
-    check_numbers(options, tokens)
 
 
 def _points(sweep: str | None, shape: str, tokens: int, device: torch.device) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ import torch
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import refuse_existing, write_json
 from harness.batches import make_batch
+from harness.budget import default_tokens
 from harness.check import Checker
 from harness.environment import environment
 from harness.memory import METHOD as MEMORY_METHOD
@@ -48,8 +49,9 @@ def run(options: argparse.Namespace, say: Say) -> int:
     device = chosen_device(options.device)
     name = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     shapes = tuple(dict.fromkeys(options.shape or DEFAULT_SHAPES[device.type]))
-    tokens = options.tokens or (2048 if device.type == "cpu" else 16384)
-    _check_options(options, shapes, tokens)
+    _check_names(options, shapes)
+    tokens = options.tokens or default_tokens(shapes, device, getattr(torch, name), options.length)
+    check_numbers(options, tokens)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     samples = max(1, tokens // options.length)
@@ -147,7 +149,7 @@ def _possible_shapes() -> list[str]:
     return [name for name, shape in SHAPES.items() if shape.model_type != "phi3"]
 
 
-def _check_options(options: argparse.Namespace, shapes: Sequence[str], tokens: int) -> None:
+def _check_names(options: argparse.Namespace, shapes: Sequence[str]) -> None:
     for shape in shapes:
         if shape not in _possible_shapes():
             why = "holds its projections joined, which not all libraries reach" if shape in SHAPES else "is unknown"
@@ -155,7 +157,6 @@ def _check_options(options: argparse.Namespace, shapes: Sequence[str], tokens: i
     unknown = [name for name in options.methods or () if name not in PEERS]
     if unknown:
         raise CulnigError(f"unknown --methods {', '.join(unknown)}; choose from {', '.join(PEERS)}")
-    check_numbers(options, tokens)
 
 
 def _free(device: torch.device) -> None:
