@@ -89,7 +89,7 @@ class SimulatedGpu(TorchDispatchMode):
             self._copied(_marked(args[1]), lands, kwargs.get("non_blocking", (*args, False, False)[2]))
         else:
             own = asked is None or (here and func in MADE_LIKE)
-            lands = here if own else asked.type == "cuda"
+            lands = here if own else asked.type == "cuda" or (not tensors and _in_a_derivative())
             if here:
                 self._check(func, args, tensors)
         if asked is not None and asked.type == "cuda":
@@ -186,6 +186,12 @@ class SimulatedGpu(TorchDispatchMode):
 
 
 _DEVICE: Callable[[torch.Tensor], torch.device] = torch.Tensor.device.__get__
+
+
+def _in_a_derivative() -> bool:
+    """Whether one of torch's own derivatives is running: these make tensors where the others really lie."""
+    node = torch._C._current_autograd_node()
+    return node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def _marked(tensor: torch.Tensor) -> bool:
