@@ -24,7 +24,7 @@ EXAMPLE = """example:
   python bench/on_gpu.py --into results --minutes 9
   python bench/on_gpu.py --into results --steps kernels speed-8b
 
-A step NAME leaves NAME.log and, where it measures, NAME.json. Exits with 1 when a step failed or was not run."""
+A step NAME leaves NAME.log and, where it measures, NAME.json. Exits with 1 when a step failed or was not run, with 2 on bad input."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Step:
     arguments: tuple[str, ...]
     seconds: int
     measures: bool = False
+
+    def files(self, into: Path) -> list[Path]:
+        """Its log and, where it measures, its figures."""
+        return [into / f"{self.name}.log", *([into / f"{self.name}.json"] if self.measures else [])]
 
 
 def _tests(*paths: str) -> tuple[str, ...]:
@@ -72,10 +76,10 @@ def run_step(step: Step, into: Path, seconds: float) -> str:
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     # Where there is no GPU the tests say so instead of passing on something else.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "0"}
-    arguments = [sys.executable, *step.arguments]
-    if step.measures:
-        arguments += ["--json", str(into / f"{step.name}.json"), "--overwrite"]
-    with (into / f"{step.name}.log").open("w") as log:
+    arguments, (printed, *figures) = [sys.executable, *step.arguments], step.files(into)
+    for file in figures:
+        arguments += ["--json", str(file), "--overwrite"]
+    with printed.open("w") as log:
         # A session of its own, so that what it started ends with it.
         process = subprocess.Popen(
             arguments, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -103,7 +107,7 @@ def run_steps(steps: Sequence[Step], into: Path, seconds: float) -> dict[str, st
             say(f"{step.name}: at most {min(left, step.seconds):.0f} s")
             found[step.name] = run_step(step, into, min(left, step.seconds))
             say(f"{step.name}: {found[step.name]}, {time.monotonic() - began:.0f} s")
-            for line in (into / f"{step.name}.log").read_text(errors="replace").splitlines()[-12:]:
+            for line in step.files(into)[0].read_text(errors="replace").splitlines()[-12:]:
                 say(f"    {line}")
     return found
 
@@ -115,9 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="where logs and figures go")
     parser.add_argument("--minutes", type=float, default=30.0, help="for all together (default: %(default)s)")
     parser.add_argument("--steps", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
+    parser.add_argument("--overwrite", action="store_true", help="replace logs and figures that are there")
     options: argparse.Namespace = parser.parse_args(arguments)
-    options.into.mkdir(parents=True, exist_ok=True)
     chosen = [step for step in STEPS if not options.steps or step.name in options.steps]
+    if options.into.exists() and not options.into.is_dir():
+        parser.error(f"--into {options.into} is no folder; give another")
+    there = [path for step in chosen for path in step.files(options.into) if path.exists()]
+    if there and not options.overwrite:
+        parser.error(f"{there[0]} exists; give another --into, or --overwrite")
+    options.into.mkdir(parents=True, exist_ok=True)
     found = run_steps(chosen, options.into.resolve(), 60 * options.minutes)
     for name, outcome in found.items():
         print(f"{name:12} {outcome}")

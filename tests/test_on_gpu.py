@@ -55,6 +55,15 @@ def test_chosen_steps_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(on_gpu, "STEPS", (Step("writes", WRITES, 20, measures=True), Step("hangs", HANGS, 60)))
     assert on_gpu.main(["--into", str(tmp_path), "--steps", "writes"]) == 0
     assert capsys.readouterr().out.split() == ["writes", "passed"]
+    again = ["--into", str(tmp_path), "--steps", "writes"]
+    figures = (tmp_path / "writes.json").stat().st_mtime_ns
+    for arguments, why in ((again, "writes.log exists"), (["--into", __file__], "is no folder")):
+        with pytest.raises(SystemExit) as stopped:
+            on_gpu.main(arguments)
+        assert stopped.value.code == 2
+        assert why in capsys.readouterr().err
+    assert (tmp_path / "writes.json").stat().st_mtime_ns == figures
+    assert on_gpu.main([*again, "--overwrite"]) == 0
 
 
 def test_what_is_asked_for_is_there() -> None:
