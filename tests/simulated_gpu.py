@@ -257,6 +257,7 @@ _CUDA = {
     "max_memory_allocated": lambda *args: 0,
     "memory_reserved": lambda *args: 0,
     "mem_get_info": lambda *args: (8 << 30, 8 << 30),
+    "device": _Nothing,
     "Stream": _Nothing,
     "Event": _Event,
     "stream": _Nothing,

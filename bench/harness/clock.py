@@ -32,16 +32,17 @@ def seconds_of(run: Callable[[], Any], device: torch.device, repeats: int) -> li
     source = torch.empty(_BUSY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     found = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(_BUSY_COPIES):
-            target.copy_(source)
-        begin.record()
-        for _ in range(_LAUNCHES):
-            run()
-        end.record()
-        synchronize(device)
-        found.append(begin.elapsed_time(end) / 1e3 / _LAUNCHES)
+    with torch.cuda.device(device):  # events are of the current device
+        for _ in range(repeats):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            for _ in range(_BUSY_COPIES):
+                target.copy_(source)
+            begin.record()
+            for _ in range(_LAUNCHES):
+                run()
+            end.record()
+            synchronize(device)
+            found.append(begin.elapsed_time(end) / 1e3 / _LAUNCHES)
     return found
 
 
