@@ -16,13 +16,14 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         raise pytest.UsageError("triton was imported before tests/kernels; run with TRITON_INTERPRET=1")
     os.environ["TRITON_INTERPRET"] = "1"
 
+import families
 from culnig_kernels import allocate
 
 
 @pytest.fixture
 def device() -> torch.device:
     """Where the kernels run."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return families.DEVICE
 
 
 @pytest.fixture(autouse=True)
