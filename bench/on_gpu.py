@@ -24,7 +24,8 @@ EXAMPLE = """example:
   python bench/on_gpu.py --into results --minutes 9
   python bench/on_gpu.py --into results --steps kernels speed-8b
 
-A step NAME leaves NAME.log and, where it measures, NAME.json. Exits with 1 when a step failed or was not run, with 2 on bad input."""
+A step NAME leaves NAME.log and, where it measures, NAME.json.
+Exits with 1 when a step failed or was not run, with 2 on bad input."""
 
 
 @dataclass(frozen=True)
