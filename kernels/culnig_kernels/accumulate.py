@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from culnig_kernels import validate
+from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.scores import check_accumulate
 
 BLOCK_K = 256
@@ -35,7 +36,7 @@ def added(total, mine, score, weight, CLAMP: tl.constexpr):
     return tl.where(mine, total + weighted, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])
 def accumulate_kernel(
     scores_ptr,  # [S, K]
     weight_ptr,  # [S] float64
@@ -98,14 +99,12 @@ def accumulate(
             not looked at, and its sample is added nowhere.
     """
     check_accumulate(scores, weight, group, totals)
-    if scores.dtype != torch.float64:
-        validate.floats(scores=scores)
-    validate.launchable(scores=scores, totals=totals)
+    validate.launchable((*validate.FLOATS, torch.float64), scores=scores, totals=totals)
     weight = weight.to(scores.device, torch.float64, non_blocking=True)
-    torch.ops.culnig.accumulate(scores, weight, group.to(scores.device, non_blocking=True), totals, clamp_below_zero)
+    accumulate_op(scores, weight, group.to(scores.device, non_blocking=True), totals, clamp_below_zero)
 
 
-@torch.library.custom_op("culnig::accumulate", mutates_args=("totals",))
+@operator(mutates=("totals",))
 def accumulate_op(
     scores: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, totals: torch.Tensor, clamp: bool
 ) -> None:
@@ -130,6 +129,6 @@ def accumulate_op(
         )
 
 
-@accumulate_op.register_fake
+@fake_of(accumulate_op)
 def _(scores: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, totals: torch.Tensor, clamp: bool) -> None:
     return None

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from culnig_kernels import allocate, reference, validate
+from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.scores import check_actgrad, counted_positions, last_counted
 from culnig_kernels.running import finish, fold, scored_rows, start
 
@@ -33,7 +34,7 @@ FEW_PROGRAMS = 528
 """Below four programs for each of an H100's 132 multiprocessors, narrower columns share the work better."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def actgrad_kernel(
     act_ptr,  # [S, T, K] or packed [T, K]
     grad_ptr,  # as act
@@ -124,13 +125,12 @@ def actgrad_reduce(
     if torch.float64 in (act.dtype, grad.dtype):
         return reference.actgrad_reduce(act, grad, lengths, reduction, padding, cu_seqlens=cu_seqlens, keep=keep)
     segments = check_actgrad(act, grad, lengths, reduction, padding, cu_seqlens, keep)
-    validate.floats(act=act, grad=grad)
     validate.launchable(act=act, grad=grad)
     bounds = segments.bounds.to(act.device, non_blocking=True)
     keep = None if keep is None else keep.to(act.device, non_blocking=True)
     if reduction == "last":
         return _at_last(act, grad, bounds, segments.packed, keep)
-    return torch.ops.culnig.actgrad_reduce(act, grad, bounds, keep, segments.packed, reduction, padding)
+    return actgrad_reduce_op(act, grad, bounds, keep, segments.packed, reduction, padding)
 
 
 def _at_last(
@@ -151,7 +151,7 @@ def tile_for(samples: int, columns: int) -> Tile:
     return WIDE if samples * triton.cdiv(columns, WIDE.columns) >= FEW_PROGRAMS else NARROW
 
 
-@torch.library.custom_op("culnig::actgrad_reduce", mutates_args=())
+@operator()
 def actgrad_reduce_op(
     act: torch.Tensor,
     grad: torch.Tensor,
@@ -193,7 +193,7 @@ def actgrad_reduce_op(
     return out
 
 
-@actgrad_reduce_op.register_fake
+@fake_of(actgrad_reduce_op)
 def _(
     act: torch.Tensor,
     grad: torch.Tensor,

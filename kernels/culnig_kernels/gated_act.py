@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from culnig_kernels import allocate, validate
+from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.gated import check_gated_act
 
 BLOCK_T = 4
@@ -46,7 +47,7 @@ def activate(x, ACTIVATION: tl.constexpr):
         return r * r, 2.0 * r
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gated_act_kernel(
     gate_up_ptr,  # [rows, 2K]
     out_ptr,  # [rows, K]
@@ -84,13 +85,12 @@ def gated_act(gate_up: torch.Tensor, activation: str = "silu") -> torch.Tensor:
         ValueError: an odd number of columns, other strides or dtypes, or an unknown activation.
     """
     check_gated_act(gate_up, activation)
-    validate.floats(gate_up=gate_up)
     validate.launchable(gate_up=gate_up)
-    out = torch.ops.culnig.gated_act(validate.rows("gate_up", gate_up), activation)
+    out = gated_act_op(validate.rows("gate_up", gate_up), activation)
     return out.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
-@torch.library.custom_op("culnig::gated_act", mutates_args=())
+@operator()
 def gated_act_op(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     """The launch, on arguments that `gated_act` has checked; gate_up [rows, 2K]."""
     rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
@@ -112,6 +112,6 @@ def gated_act_op(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     return out
 
 
-@gated_act_op.register_fake
+@fake_of(gated_act_op)
 def _(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from culnig_kernels import allocate, validate
 from culnig_kernels.gated_act import activate
+from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.gated import check_gated_act_backward
 from culnig_kernels.running import finish, fold, scored_rows, start
 
@@ -26,7 +27,7 @@ UNSCORED_ROWS = 64
 """Rows of a program when nothing is scored, and rows need not be kept together by sample."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples", "rows"])
 def gated_act_backward_kernel(
     dh_ptr,  # [S, T, K] or [T, K]
     gate_ptr,  # as dh
@@ -136,14 +137,13 @@ def gated_act_backward(
             empty. Lengths on the device are not looked at: an empty sample gives -inf there.
     """
     segments = check_gated_act_backward(dh, gate, up, lengths, activation, scores, reduction, cu_seqlens)
-    validate.floats(dh=dh, gate=gate, up=up)
     validate.launchable(dh=dh, gate=gate, up=up)
     shape = (*dh.shape[:-1], 2 * dh.shape[-1])
     if segments is None:
         dh, gate, up = (validate.rows(name, x) for name, x in (("dh", dh), ("gate", gate), ("up", up)))
     bounds = None if segments is None else segments.bounds.to(dh.device, non_blocking=True)
     score_gate, score_up = "gate" in scores, "up" in scores or "act" in scores
-    d_gate_up, max_gate, max_up = torch.ops.culnig.gated_act_backward(
+    d_gate_up, max_gate, max_up = gated_act_backward_op(
         dh, gate, up, bounds, activation, score_gate, score_up, reduction
     )
     return (
@@ -154,7 +154,7 @@ def gated_act_backward(
     )
 
 
-@torch.library.custom_op("culnig::gated_act_backward", mutates_args=())
+@operator()
 def gated_act_backward_op(
     dh: torch.Tensor,
     gate: torch.Tensor,
@@ -208,7 +208,7 @@ def gated_act_backward_op(
     return out, maxima[0], maxima[1]
 
 
-@gated_act_backward_op.register_fake
+@fake_of(gated_act_backward_op)
 def _(
     dh: torch.Tensor,
     gate: torch.Tensor,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from culnig_kernels import allocate, validate
+from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.norm import check_rms_norm, check_rms_norm_backward
 
 WIDEST = 16384
@@ -102,11 +103,10 @@ def rms_norm(
         ValueError: shapes, dtypes, devices or strides do not fit, or H is above `WIDEST`.
     """
     check_rms_norm(x, weight, residual)
-    validate.floats(x=x, weight=weight, residual=residual)
     validate.launchable(x=x, weight=weight, residual=residual)
     _check_width("x", x)
     flat = None if residual is None else validate.rows("residual", residual)
-    y, z, rstd = torch.ops.culnig.rms_norm(validate.rows("x", x), weight, eps, offset, flat)
+    y, z, rstd = rms_norm_op(validate.rows("x", x), weight, eps, offset, flat)
     return y.view(x.shape), x if residual is None else z.view(x.shape), rstd.view(x.shape[:-1])
 
 
@@ -137,13 +137,11 @@ def rms_norm_backward(
         ValueError: shapes, dtypes, devices or strides do not fit, or H is above `WIDEST`.
     """
     check_rms_norm_backward(dy, z, weight, rstd, d_residual)
-    validate.floats(dy=dy, z=z, weight=weight, rstd=rstd, d_residual=d_residual)
+    validate.floats(rstd=rstd)
     validate.launchable(dy=dy, z=z, weight=weight, d_residual=d_residual)
     _check_width("z", z)
     flat = None if d_residual is None else validate.rows("d_residual", d_residual)
-    dz = torch.ops.culnig.rms_norm_backward(
-        validate.rows("dy", dy), validate.rows("z", z), weight, rstd.reshape(-1), offset, flat
-    )
+    dz = rms_norm_backward_op(validate.rows("dy", dy), validate.rows("z", z), weight, rstd.reshape(-1), offset, flat)
     return dz.view(z.shape)
 
 
@@ -157,7 +155,7 @@ def warps_for(block: int) -> int:
     return min(16, max(1, block // 512))
 
 
-@torch.library.custom_op("culnig::rms_norm", mutates_args=())
+@operator()
 def rms_norm_op(
     x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, residual: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -189,7 +187,7 @@ def rms_norm_op(
     return y, z, rstd
 
 
-@rms_norm_op.register_fake
+@fake_of(rms_norm_op)
 def _(
     x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, residual: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -197,7 +195,7 @@ def _(
     return x.new_empty(x.shape), z, x.new_empty(x.shape[:1], dtype=torch.float32)
 
 
-@torch.library.custom_op("culnig::rms_norm_backward", mutates_args=())
+@operator()
 def rms_norm_backward_op(
     dy: torch.Tensor,
     z: torch.Tensor,
@@ -232,7 +230,7 @@ def rms_norm_backward_op(
     return dz
 
 
-@rms_norm_backward_op.register_fake
+@fake_of(rms_norm_backward_op)
 def _(
     dy: torch.Tensor,
     z: torch.Tensor,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from culnig_kernels import allocate, validate
+from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.rotary import check_rotary
 
 BLOCK_T = 16
@@ -60,7 +61,7 @@ def head_rstd(low, high, tail, width, eps):
     return (1.0 / tl.sqrt_rn(square / width + eps))[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def rotary_kernel(
     x_ptr,  # [S, T, heads · (2 half + rest)]
     cos_ptr,  # [T, 2 half] or [S, T, 2 half]
@@ -143,9 +144,8 @@ def rotary(
         ValueError: shapes, dtypes, devices or strides do not fit.
     """
     check_rotary(x, cos, sin, head_dim, weight)
-    validate.floats(x=x, cos=cos, sin=sin, weight=weight)
     validate.launchable(x=x, cos=cos, sin=sin, weight=weight)
-    return torch.ops.culnig.rotary(x, cos, sin, weight, head_dim, eps, offset)
+    return rotary_op(x, cos, sin, weight, head_dim, eps, offset)
 
 
 def table_strides(table: torch.Tensor) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def head_split(head_dim: int, rotated: int) -> dict[str, int]:
     }
 
 
-@torch.library.custom_op("culnig::rotary", mutates_args=())
+@operator()
 def rotary_op(
     x: torch.Tensor,
     cos: torch.Tensor,
@@ -204,7 +204,7 @@ def rotary_op(
     return out
 
 
-@rotary_op.register_fake
+@fake_of(rotary_op)
 def _(
     x: torch.Tensor,
     cos: torch.Tensor,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from culnig_kernels import allocate, validate
+from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.rotary import check_rotary_backward
 from culnig_kernels.rotary import (
     BLOCK_T,
@@ -36,7 +37,7 @@ def norm_backward(low, high, tail, x_low, x_high, x_tail, width, eps):
     return rstd * (low - x_low * along), rstd * (high - x_high * along), rstd * (tail - x_tail * along)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples", "rows"])
 def rotary_backward_kernel(
     d_out_ptr,  # [S, T, heads · (2 half + rest)]
     x_ptr,  # as d_out
@@ -164,15 +165,14 @@ def rotary_backward(
             Lengths on the device are not looked at: an empty sample gives -inf there.
     """
     segments = check_rotary_backward(d_out, x, cos, sin, head_dim, lengths, weight, score, reduction, cu_seqlens, out)
-    validate.floats(d_out=d_out, x=x, cos=cos, sin=sin, weight=weight, out=out)
     validate.launchable(d_out=d_out, x=x, cos=cos, sin=sin, weight=weight, out=out)
     dx = allocate.empty(x.shape, x.dtype, x.device) if out is None else out
     bounds = None if segments is None else segments.bounds.to(x.device, non_blocking=True)
-    scores = torch.ops.culnig.rotary_backward(d_out, x, cos, sin, weight, bounds, dx, head_dim, eps, offset, reduction)
+    scores = rotary_backward_op(d_out, x, cos, sin, weight, bounds, dx, head_dim, eps, offset, reduction)
     return dx, scores if score else None
 
 
-@torch.library.custom_op("culnig::rotary_backward", mutates_args=("dx",))
+@operator(mutates=("dx",))
 def rotary_backward_op(
     d_out: torch.Tensor,
     x: torch.Tensor,
@@ -232,7 +232,7 @@ def rotary_backward_op(
     return scores
 
 
-@rotary_backward_op.register_fake
+@fake_of(rotary_backward_op)
 def _(
     d_out: torch.Tensor,
     x: torch.Tensor,

@@ -97,22 +97,36 @@ def floats(**tensors: torch.Tensor | None) -> None:
             raise ValueError(f"{name} must be bfloat16, float16 or float32, not {tensor.dtype}")
 
 
-def launchable(**tensors: torch.Tensor | None) -> None:
-    """Raise ValueError unless kernels can reach the tensors: last dimension dense, on one CUDA device."""
+def launchable(dtypes: tuple[torch.dtype, ...] = FLOATS, /, **tensors: torch.Tensor | None) -> None:
+    """Raise ValueError unless kernels can take the tensors.
+
+    Args:
+        dtypes: those that the kernel loads.
+        tensors: by the name of the argument; their last dimension must be dense, all must be on one CUDA device, and
+            none may expect a gradient back.
+    """
     device: torch.device | None = None
+    recorded = torch.is_grad_enabled()
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        if tensor.dtype not in dtypes:
+            floats(**{name: tensor})
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             raise ValueError(f"the last dimension of {name} must be contiguous; its stride is {tensor.stride(-1)}")
-        if device is not None and tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device}, the other arguments on {device}")
-        device = tensor.device
-        if device.type != "cuda" and not interpreted():
+        if recorded and tensor.requires_grad:
             raise ValueError(
-                f"{name} is on {device}: the Triton kernels take CUDA tensors, "
-                "or CPU ones when TRITON_INTERPRET=1 is set before the first import of triton"
+                f"{name} requires a gradient, which a kernel does not pass on: detach it, or call in torch.no_grad()"
             )
+        if device is None:
+            device = tensor.device
+            if device.type != "cuda" and not interpreted():
+                raise ValueError(
+                    f"{name} is on {device}: the Triton kernels take CUDA tensors, "
+                    "or CPU ones when TRITON_INTERPRET=1 is set before the first import of triton"
+                )
+        elif tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, the other arguments on {device}")
 
 
 def interpreted() -> bool:

@@ -143,13 +143,13 @@ def source_of(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
     signature, constants, attributes = {}, {}, {}
     for index, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
         value = arguments[name]
-        multiple = False
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        multiple, special = False, isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and value == 1):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name], multiple = TYPES[value.dtype], True
         elif isinstance(value, int):
-            signature[name], multiple = "i32" if abs(value) < 2**31 else "i64", value % 16 == 0
+            signature[name], multiple = "i32" if abs(value) < 2**31 else "i64", special and value % 16 == 0
         else:
             signature[name] = "fp32"
         if multiple:

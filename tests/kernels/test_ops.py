@@ -103,3 +103,11 @@ def test_nothing_to_do(empty: tuple[int, int], device: torch.device) -> None:
     ]
     for call in calls:
         assert call().shape == x.shape
+
+
+def test_a_gradient_is_not_lost_in_silence(device: torch.device) -> None:
+    x, weight = draw((2, 4), torch.float32, device), torch.ones(4, device=device, requires_grad=True)
+    with pytest.raises(ValueError, match="weight requires a gradient"):
+        rms_norm(x, weight, 1e-6)
+    with torch.no_grad():
+        assert not rms_norm(x, weight, 1e-6)[0].requires_grad
