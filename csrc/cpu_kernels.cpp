@@ -84,12 +84,12 @@ PYBIND11_MODULE(_cpu, module) {
         .def("gated_act_backward",
              [](const Machine& self, const std::string& dtype, const std::string& act, const std::string& rule,
                 const SamplesAt& dh, const SamplesAt& gate, const SamplesAt& up, const SamplesAt& d_gate,
-                const SamplesAt& d_up, Address lengths, Address gate_scores, Address up_scores, std::int64_t n,
+                const SamplesAt& d_up, Address lengths, Address gate_scores, Address up_scores, std::int64_t score_stride, std::int64_t n,
                 std::int64_t positions, std::int64_t columns) {
                  self.run(cpu::GatedBackward{type(dtype), activation(act), reduction(rule), samples(dh),
                                              samples(gate), samples(up), samples(d_gate), samples(d_up),
                                              pointer<const std::int64_t>(lengths), pointer<float>(gate_scores),
-                                             pointer<float>(up_scores), n, positions, columns});
+                                             pointer<float>(up_scores), score_stride, n, positions, columns});
              })
         .def("rms_norm",
              [](const Machine& self, const std::string& dtype, const RowsAt& x, const RowsAt& residual,

@@ -24,6 +24,7 @@ _KERNEL_HOMES = {
     "rms_norm_backward": "rms_norm",
     "rotary": "rotary",
     "rotary_backward": "rotary_backward",
+    "qkv_backward": "qkv_backward",
 }
 """Operation → module of `culnig_kernels` that holds its launcher."""
 
@@ -40,6 +41,7 @@ class Operations:
     rms_norm_backward: Callable[..., torch.Tensor]
     rotary: Callable[..., torch.Tensor]
     rotary_backward: Callable[..., Any]
+    qkv_backward: Callable[..., Any]
 
 
 def resolve(backend: str) -> Operations:

@@ -96,7 +96,7 @@ class BatchScorer:
         try:
             yield
             for location, scores in self._backward.partial.values():
-                self._add(location, scores, False)
+                self._add([location], scores, False)
         finally:
             self.end()
 
@@ -112,13 +112,13 @@ class BatchScorer:
             where = (lengths, batch.positions, self.reduction, routing, location.site.experts, keep)
             scores = routed_scores(reduce, act, grad, *where)
             if routing.only is None:
-                self._add(location, scores, False)
+                self._add([location], scores, False)
             else:
                 self._put(location, scores, routing.only)
             return
         if act.dim() == 2:  # OPT runs its MLP on [batch·T, hidden]
             act, grad = act.unflatten(0, (len(lengths), -1)), grad.unflatten(0, (len(lengths), -1))
-        self._add(location, self.ops.actgrad_reduce(act, grad, lengths, self.reduction, keep=keep), False)
+        self._add([location], self.ops.actgrad_reduce(act, grad, lengths, self.reduction, keep=keep), False)
 
     def fused(self, sites: Sequence[SiteLocation]) -> Scoring:
         """How fused layers score these sites; they know the mean as a sum."""
@@ -130,10 +130,10 @@ class BatchScorer:
             add=self._add_fused,
         )
 
-    def _add_fused(self, location: SiteLocation, scores: torch.Tensor, last: bool) -> None:
+    def _add_fused(self, locations: Sequence[SiteLocation], scores: torch.Tensor, last: bool) -> None:
         if self.reduction == "mean":
             scores = scores / self.lengths.to(scores.device)[:, None]
-        self._add(location, scores, last)
+        self._add(locations, scores, last)
 
     def _put(self, location: SiteLocation, scores: torch.Tensor, expert: int) -> None:
         """Keep one expert's scores [batch, K] until all that a token reached have theirs, at the end of the pass."""
@@ -145,28 +145,43 @@ class BatchScorer:
         kept = back.partial[site][1]
         kept[:, expert * columns : (expert + 1) * columns] = scores.to(kept.device)
 
-    def _add(self, location: SiteLocation, scores: torch.Tensor, last: bool) -> None:
-        """Add the running batch's scores [batch, K] to a site's totals.
+    def _add(self, locations: Sequence[SiteLocation], scores: torch.Tensor, last: bool) -> None:
+        """Add the running batch's scores to sites' totals.
 
         Args:
-            location: the site.
-            scores: over each sample's real positions or, with `last`, its last one: the others' are exactly 0.
+            locations: the sites.
+            scores: [batch, ΣK] theirs, side by side, over each sample's real positions or, with `last`, its last one:
+                the others' are exactly 0.
             last: see there.
         """
         batch, back = self._running()
-        if location.site in back.added:
-            return
         if self.reduction == "max" and (last or self.padding == "zero"):
             scores = self._with_zeros(scores, batch, last)
-        if self.watched is not None and location.site in self._watch:
-            # Indices travel once: where they stay on the host, every batch would wait for them.
-            columns, places = self._watch[location.site]
-            columns, places = columns.to(scores.device), places.to(self.watched.device)
-            self._watch[location.site] = columns, places
-            assert back.rows is not None
-            self.watched[back.rows[:, None], places] = scores[:, columns].to(self.watched)
-        back.weights.add(scores, self.totals.of(location, scores.device), self.ops)
-        back.added.add(location.site)
+        if self._watch:
+            for location, columns in _apart(locations, scores):
+                self._keep_watched(location, columns, back)
+        together = None
+        if len(locations) > 1 and not back.added.intersection(location.site for location in locations):
+            together = self.totals.together(locations, scores.device)
+        if together is not None:
+            back.weights.add(scores, together, self.ops)
+            back.added.update(location.site for location in locations)
+            return
+        for location, columns in _apart(locations, scores):
+            if location.site not in back.added:
+                back.weights.add(columns, self.totals.of(location, scores.device), self.ops)
+                back.added.add(location.site)
+
+    def _keep_watched(self, location: SiteLocation, scores: torch.Tensor, back: _Backward) -> None:
+        """Write the scores [batch, K] of a site's watched neurons to their table."""
+        if location.site not in self._watch or location.site in back.added:
+            return
+        assert self.watched is not None and back.rows is not None
+        # Indices travel once: where they stay on the host, every batch would wait for them.
+        columns, places = self._watch[location.site]
+        columns, places = columns.to(scores.device), places.to(self.watched.device)
+        self._watch[location.site] = columns, places
+        self.watched[back.rows[:, None], places] = scores[:, columns].to(self.watched)
 
     def _with_zeros(self, scores: torch.Tensor, batch: _Forward, last: bool) -> torch.Tensor:
         """Maxima that count the positions left out, whose scores are 0."""
@@ -180,3 +195,9 @@ class BatchScorer:
         if self._forward is None or self._backward is None:
             raise CulnigError("a backward pass ran outside Attributor.backward; call that one instead")
         return self._forward, self._backward
+
+
+def _apart(locations: Sequence[SiteLocation], scores: torch.Tensor) -> Iterator[tuple[SiteLocation, torch.Tensor]]:
+    """Each site with its own columns of scores that lie side by side."""
+    parts = scores.split([location.width for location in locations], dim=-1)
+    return zip(locations, parts, strict=True)

@@ -1,7 +1,12 @@
-"""Sums of scores per group, a tensor a site, each where its scores are made; divided as the weights are."""
+"""Sums of scores per group, each site's where its scores are made; divided as the weights are.
+
+Sites of one layer that sit in one module, such as q, k and v, lie side by side in one block, so that scores which come
+side by side are added in one go.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -36,21 +41,36 @@ class SiteTotals:
         self.locations, self.layout, self.n_groups = tuple(locations), layout, n_groups
         self._division = division
         self.device: torch.device | None = None
-        self._of: dict[NeuronSite, torch.Tensor] = {}
+        self._blocks: dict[_Key, torch.Tensor] = {}
+        self._widths: dict[_Key, int] = {}
+        self._columns: dict[NeuronSite, slice] = {}
+        for location in self.locations:
+            start = self._widths.get(_key(location), 0)
+            self._columns[location.site] = slice(start, start + location.width)
+            self._widths[_key(location)] = start + location.width
 
     def of(self, location: SiteLocation, device: torch.device | None = None) -> torch.Tensor:
-        """A site's totals, moved to `device` where that is given; before there are any, where its weights are."""
-        device = self.device or device
-        if location.site not in self._of:
+        """A site's totals; its block is moved to `device` where that is given, and starts where its weights are."""
+        return self._block(location, device)[:, self._columns[location.site]]
+
+    def together(self, locations: Sequence[SiteLocation], device: torch.device) -> torch.Tensor | None:
+        """The totals [n_groups, ΣK] of sites that lie side by side in this order; None when these do not."""
+        columns = [self._columns[location.site] for location in locations]
+        apart = any(one.stop != other.start for one, other in itertools.pairwise(columns))
+        if apart or len({_key(location) for location in locations}) > 1:
+            return None
+        return self._block(locations[0], device)[:, columns[0].start : columns[-1].stop]
+
+    def _block(self, location: SiteLocation, device: torch.device | None) -> torch.Tensor:
+        device, key = self.device or device, _key(location)
+        if key not in self._blocks:
             where = device or device_of(location.module)
             # Weights that are fetched when their layer runs are on no device until then.
             where = torch.device("cpu") if where.type == "meta" else where
-            shape = (self.n_groups, location.width)
-            self._of[location.site] = torch.zeros(shape, dtype=torch.float64, device=where)
-        totals = self._of[location.site]
-        if device is not None and totals.device != device:
-            totals = self._of[location.site] = totals.to(device)
-        return totals
+            self._blocks[key] = torch.zeros((self.n_groups, self._widths[key]), dtype=torch.float64, device=where)
+        if device is not None and self._blocks[key].device != device:
+            self._blocks[key] = self._blocks[key].to(device)
+        return self._blocks[key]
 
     @property
     def whole(self) -> torch.Tensor:
@@ -61,7 +81,7 @@ class SiteTotals:
     def is_finite(self) -> bool:
         """Whether none is NaN or infinite; waits for the device, once for each."""
         flags: dict[torch.device, torch.Tensor] = {}
-        for part in self._of.values():
+        for part in self._blocks.values():
             finite = part.isfinite().all()
             flags[part.device] = flags[part.device] & finite if part.device in flags else finite
         broken = any(not bool(flag) for flag in flags.values())
@@ -85,3 +105,11 @@ class SiteTotals:
         if location.held is None or self._division is None:
             return own
         return self._division.whole(own)
+
+
+_Key = tuple[int, str]
+"""Of a block: layer, and path of the module that the sites sit in."""
+
+
+def _key(location: SiteLocation) -> _Key:
+    return location.site.layer_idx, location.site.module_name.rpartition(".")[0]

@@ -41,7 +41,7 @@ void gated_columns(const GatedBackward& job, std::int64_t task) {
     };
     if constexpr (kScore) rows(0, counted, std::true_type());
     rows(counted, job.positions, std::false_type());
-    const std::int64_t place = sample * job.columns + first;
+    const std::int64_t place = sample * job.score_stride + first;
     if (job.gate_scores) of_gate.write(job.gate_scores + place, columns, counted);
     if (job.up_scores) of_up.write(job.up_scores + place, columns, counted);
 }

@@ -32,7 +32,8 @@ struct Gated {
     std::int64_t rows, columns;
 };
 
-// Gradients of Gated; where `lengths` are given, gate · ∂gate and up · ∂up reduced over each sample's positions.
+// Gradients of Gated; where `lengths` are given, gate · ∂gate and up · ∂up reduced over each sample's positions, into
+// rows `score_stride` apart.
 struct GatedBackward {
     Type type;
     Activation activation;
@@ -41,6 +42,7 @@ struct GatedBackward {
     const std::int64_t* lengths;
     float* gate_scores;
     float* up_scores;
+    std::int64_t score_stride;
     std::int64_t samples, positions, columns;
 };
 

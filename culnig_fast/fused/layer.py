@@ -18,8 +18,8 @@ from culnig_kernels import allocate
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.joining import Joined
-from culnig_fast.fused.operations import LayerOperations, Scoring, Turn
-from culnig_fast.fused.parts import LayerParts, check_untouched, norm_arguments
+from culnig_fast.fused.operations import LayerOperations, Projected, Scoring, Turn
+from culnig_fast.fused.parts import LayerParts, check_untouched
 from culnig_fast.fused.trace import NotFusable
 
 
@@ -82,11 +82,11 @@ def _forward(
     if layer.last_position and x.shape[1] > 1:
         last = layer.scoring.lengths().to(x.device) - 1
     n, _, rstd_x = layer.norm(x, parts.before_attention)
-    q, k, v = _project(layer, n, last)
+    projected = _project(layer, n, last)
     pool.give(n)
     del n
     turn, mask = _visible(cos, sin, mask, last, x.shape[1])
-    leaves, attended = layer.attend(q, k, v, turn, mask)
+    leaves, attended = layer.attend(projected, turn, mask)
     o = layer.linear(attended.detach(), parts.o.weight, parts.o.bias)
     # On a CPU time counts; elsewhere the attention is run again in backward and nothing of it is kept.
     ctx.attention = (leaves, attended) if x.device.type == "cpu" else None
@@ -108,15 +108,15 @@ def _forward(
     if parts.after_mlp is not None:
         branch, kept_m, rstd_m = layer.norm(branch, parts.after_mlp)
     ctx.layer, ctx.turn = layer, turn
-    ctx.save_for_backward(x, q, k, v, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last)
+    ctx.save_for_backward(x, *projected, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last)
     out = z + branch
     pool.give(branch)
     return out
 
 
 def _backward(ctx: Any, dy: torch.Tensor, layer: FusedLayer) -> torch.Tensor | None:
-    x, q, k, v, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last = ctx.saved_tensors
-    parts, pool, dy = layer.parts, layer.scoring.pool, dy.contiguous()
+    x, q, together, rstd_x, kept_o, rstd_o, z, rstd_z, gate_up, kept_m, rstd_m, mask, last = ctx.saved_tensors
+    parts, pool, dy, projected = layer.parts, layer.scoring.pool, dy.contiguous(), Projected(q, together)
     lengths = layer.scoring.lengths().to(x.device)
     d = dy
     if parts.after_mlp is not None:
@@ -127,7 +127,7 @@ def _backward(ctx: Any, dy: torch.Tensor, layer: FusedLayer) -> torch.Tensor | N
     d = dz
     if parts.after_attention is not None:
         d = layer.norm_backward(dz, kept_o, rstd_o, parts.after_attention)
-    leaves, attended = ctx.attention or layer.attend(q, k, v, ctx.turn, mask)
+    leaves, attended = ctx.attention or layer.attend(projected, ctx.turn, mask)
     ctx.attention = None
     d_attended = layer.times(d, parts.o.weight)
     if parts.after_attention is not None:
@@ -136,18 +136,17 @@ def _backward(ctx: Any, dy: torch.Tensor, layer: FusedLayer) -> torch.Tensor | N
     # Views are of the graph, which the call above has freed; the values were of the leaves.
     pool.give(d_attended, *leaves[:2])
     del leaves, attended, d, d_attended
-    d_q, d_kv = _project_backward(layer, gradients, (q, k, v), ctx.turn, lengths, last)
-    dx = None if layer.first else _input_gradient(layer, d_q, d_kv, x, rstd_x, dz, last)
-    pool.give(d_kv, dz)
+    d_projected = layer.turned_back(gradients, projected, ctx.turn, lengths)
+    dx = None if layer.first else _input_gradient(layer, d_projected, x, rstd_x, dz, last)
+    pool.give(*d_projected, dz)
     if not _graph_is_kept():
-        pool.give(q, k, kept_o, z, gate_up, kept_m)
+        pool.give(*projected, kept_o, z, gate_up, kept_m)
     return dx
 
 
 def _input_gradient(
     layer: FusedLayer,
-    d_q: torch.Tensor,
-    d_kv: torch.Tensor,
+    d: Projected,
     x: torch.Tensor,
     rstd_x: torch.Tensor,
     dz: torch.Tensor,
@@ -156,12 +155,13 @@ def _input_gradient(
     """Gradient of the layer's input, of what its projections and its residual add."""
     parts, weight, pool = layer.parts, layer.qkv.weight, layer.scoring.pool
     if last is None:
-        dn = layer.times(d_kv, weight)
+        dn = layer.times(d.together, weight)
         dx = layer.norm_backward(dn, x, rstd_x, parts.before_attention, d_residual=dz)
     else:
-        dn = layer.times(d_kv, weight[layer.queries :])
+        assert d.q is not None
+        dn = layer.times(d.together, weight[layer.queries :])
         samples = torch.arange(len(last), device=last.device)
-        dn[samples, last] += layer.times(d_q, weight[: layer.queries])[:, 0]
+        dn[samples, last] += layer.times(d.q, weight[: layer.queries])[:, 0]
         dx = layer.norm_backward(dn, x, rstd_x, parts.before_attention)
         dx[samples, last] += dz[:, 0]
     pool.give(dn)
@@ -174,18 +174,13 @@ def _graph_is_kept() -> bool:
     return kept is None or bool(kept())
 
 
-def _project(
-    layer: FusedLayer, n: torch.Tensor, last: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k, v, all of them columns of one product unless q is of the last position alone."""
+def _project(layer: FusedLayer, n: torch.Tensor, last: torch.Tensor | None) -> Projected:
+    """q, k and v of the hidden state."""
     weight, bias, queries = layer.qkv.weight, layer.qkv.bias, layer.queries
     if last is None:
-        q, k, v = layer.linear(n, weight, bias).split([queries, layer.keys, layer.keys], dim=-1)
-        return q, k, v
+        return Projected(None, layer.linear(n, weight, bias))
     q = layer.linear(_rows(n, last), weight[:queries], None if bias is None else bias[:queries])
-    kv = layer.linear(n, weight[queries:], None if bias is None else bias[queries:])
-    k, v = kv.chunk(2, dim=-1)
-    return q, k, v
+    return Projected(q, layer.linear(n, weight[queries:], None if bias is None else bias[queries:]))
 
 
 def _visible(
@@ -207,66 +202,25 @@ def _mlp_backward(
     layer: FusedLayer, d: torch.Tensor, gate_up: torch.Tensor, lengths: torch.Tensor, last: bool
 ) -> torch.Tensor:
     """Gradient of the MLP's input; scores gate, up and act on the way."""
-    names = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "act": "mlp.act"}
     gate, up = gate_up.chunk(2, dim=-1)
     pool, dh = layer.scoring.pool, layer.times(d, layer.parts.down.weight)
     if layer.parts.after_mlp is not None:
         pool.give(d)
-    d_gate_up, *scores = layer.scoring.ops.gated_act_backward(
+    wanted = [name for name in ("gate", "up", "act") if layer.wants(name)]
+    d_gate_up, scores = layer.scoring.ops.gated_act_backward(
         dh,
         gate,
         up,
         lengths,
         activation=layer.parts.activation,
-        scores=[short for short, name in names.items() if layer.wants(name)],
+        scores=wanted,
         reduction=layer.scoring.reduction,
     )
-    for name, score in zip(names.values(), scores, strict=True):
-        layer.give(name, score, last)
+    layer.give(wanted, scores, last)
     pool.give(dh)
     d = layer.times(d_gate_up, layer.gate_up.weight)
     pool.give(d_gate_up)
     return d
-
-
-def _project_backward(
-    layer: FusedLayer,
-    gradients: tuple[torch.Tensor, ...],
-    projected: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    turn: Turn,
-    lengths: torch.Tensor,
-    last: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of q and of k|v, columns of one tensor unless q is of the last position; scores all three."""
-    parts, scoring, queries, keys = layer.parts, layer.scoring, layer.queries, layer.keys
-    d_q, d_k, d_v = (gradient.reshape(p.shape) for gradient, p in zip(gradients, projected, strict=True))
-    width = 2 * keys + (queries if last is None else 0)
-    whole = allocate.empty((*d_k.shape[:-1], width), d_k.dtype, d_k.device)
-    out_k, out_v = whole[..., -2 * keys : -keys], whole[..., -keys:]
-    out_q = whole[..., :queries] if last is None else torch.empty_like(d_q)
-    own = lengths if last is None else torch.ones_like(lengths)
-    q, k, v = projected
-    for name, d, x, out, norm, (cos, sin), tokens in (
-        ("self_attn.q_proj", d_q, q, out_q, parts.query_norm, turn.queries, own),
-        ("self_attn.k_proj", d_k, k, out_k, parts.key_norm, turn.keys, lengths),
-    ):
-        _, score = scoring.ops.rotary_backward(
-            d,
-            x,
-            cos,
-            sin,
-            parts.head_dim,
-            tokens,
-            score=layer.wants(name),
-            reduction=scoring.reduction,
-            out=out,
-            **norm_arguments(norm),
-        )
-        layer.give(name, score, last is not None and out is out_q)
-    out_v.copy_(d_v)
-    if layer.wants("self_attn.v_proj"):
-        layer.give("self_attn.v_proj", scoring.ops.actgrad_reduce(v, d_v, lengths, scoring.reduction), False)
-    return out_q, whole
 
 
 def _rows(x: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,18 @@ def find_parts(probe: LayerProbe, sites: Sequence[SiteLocation]) -> LayerParts:
             inside=tuple(probe.layer.modules())[1:],
         )
         norms.check_all_found(probe.layer)
+        _check_head_norms(parts)
         return _with_positions(parts, trace, probe)
+
+
+def _check_head_norms(parts: LayerParts) -> None:
+    """Raise NotFusable unless queries and keys are normalised alike, each with a weight of its own, or not at all."""
+    settings = [None if norm is None else norm.settings for norm in (parts.query_norm, parts.key_norm)]
+    if settings[0] != settings[1]:
+        raise NotFusable("its queries and its keys are normalised in different ways")
+    for norm in (parts.query_norm, parts.key_norm):
+        if norm is not None and norm.module.weight.shape != (parts.head_dim,):
+            raise NotFusable("its queries and keys are normalised across heads")
 
 
 def check_untouched(modules: Sequence[nn.Module]) -> None:

@@ -16,12 +16,11 @@ import torch
 
 from culnig_kernels import reference
 from culnig_kernels.reference.gated import (
+    ScoreColumns,
     activate,
     activation_slope,
-    asked_for,
     check_gated_act,
     check_gated_act_backward,
-    empty_scores,
 )
 from culnig_kernels.reference.norm import check_rms_norm, check_rms_norm_backward
 from culnig_kernels.reference.precision import work_dtype
@@ -105,13 +104,13 @@ def gated_act_backward(
     activation: str = "silu",
     scores: Sequence[str] = (),
     reduction: str = "max",
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`reference.gated_act_backward` for right-padded CPU tensors [S, T, K]."""
     check_gated_act_backward(dh, gate, up, lengths, activation, scores, reduction, None)
     samples, positions, columns = dh.shape
     work = work_dtype(dh, gate, up)
     out = torch.empty((samples, positions, 2 * columns), dtype=gate.dtype)
-    found = empty_scores(scores, samples, columns, work)
+    found = ScoreColumns(scores, samples, columns, work, dh.device)
     for sample, length in enumerate(lengths.tolist() if scores else [positions] * samples):
         for block in _chunks(columns, positions):
             g, u, d = (tensor[sample, :, block].to(work) for tensor in (gate, up, dh))
@@ -119,10 +118,10 @@ def gated_act_backward(
             d_up = activate(g, activation).mul_(d)
             out[sample, :, block] = d_gate
             out[sample, :, block.start + columns : block.stop + columns] = d_up
-            for name, value, gradient in (("gate", g, d_gate), ("up", u, d_up)):
-                if name in found:
-                    found[name][sample, block] = _reduced(gradient[:length].mul_(value[:length]), reduction)
-    return out, *asked_for(found, scores)
+            for into, value, gradient in ((found.gate, g, d_gate), (found.up, u, d_up)):
+                if into is not None:
+                    into[sample, block] = _reduced(gradient[:length].mul_(value[:length]), reduction)
+    return out, found.filled() if scores else None
 
 
 @torch.no_grad()
@@ -166,7 +165,7 @@ def rms_norm_backward(
 @torch.no_grad()
 def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, head_dim: int, **norm: Any) -> torch.Tensor:
     """`reference.rotary` for right-padded CPU tensors [S, T, heads·head_dim], to the same bits."""
-    check_rotary(x, cos, sin, head_dim, norm.get("weight"))
+    check_rotary(x, cos, sin, head_dim, norm.get("weight"), norm.get("queries", 0))
     out = torch.empty(x.shape, dtype=x.dtype)
     for at in _chunks(len(x), x[:1].numel()):
         out[at] = reference.rotary(x[at], _own(cos, at), _own(sin, at), head_dim, **norm)

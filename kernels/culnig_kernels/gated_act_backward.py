@@ -14,8 +14,8 @@ import triton.language as tl
 from culnig_kernels import allocate, validate
 from culnig_kernels.gated_act import activate
 from culnig_kernels.operators import fake_of, operator
-from culnig_kernels.reference.gated import check_gated_act_backward
-from culnig_kernels.running import finish, fold, scored_rows, start
+from culnig_kernels.reference.gated import ScoreColumns, check_gated_act_backward
+from culnig_kernels.running import finish, fold, start, visited_rows
 
 BLOCK_T = 8
 BLOCK_K = 256
@@ -34,8 +34,8 @@ def gated_act_backward_kernel(
     up_ptr,  # as dh
     bounds_ptr,  # [S], or [S+1] when PACKED; unused when nothing is scored
     d_gate_up_ptr,  # contiguous [S, T, 2K] or [T, 2K]
-    max_gate_ptr,  # [S, K] float32, when SCORE_GATE
-    max_up_ptr,  # [S, K] float32, when SCORE_UP
+    gate_score_ptr,  # [S, K] float32, when SCORE_GATE
+    up_score_ptr,  # [S, K] float32, when SCORE_UP
     samples,  # S, or the chunks of rows when nothing is scored
     rows,  # T
     columns,  # K
@@ -45,6 +45,7 @@ def gated_act_backward_kernel(
     gate_row_stride,
     up_sample_stride,
     up_row_stride,
+    score_row_stride,
     ACTIVATION: tl.constexpr,
     SCORE_GATE: tl.constexpr,
     SCORE_UP: tl.constexpr,
@@ -58,16 +59,8 @@ def gated_act_backward_kernel(
     index = tl.program_id(0) // blocks
     cols = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = cols < columns
-    sample = index.to(tl.int64)
-    # Gradients are written for every row, scores taken from first…end alone.
-    if SCORE_GATE or SCORE_UP:
-        first, end = scored_rows(bounds_ptr, sample, rows, PACKED)
-        write_first = tl.where(index == 0, 0, first) if PACKED else 0
-        write_end = tl.where(index == samples - 1, rows, end) if PACKED else rows
-    else:
-        write_first = index * CHUNK
-        write_end = tl.minimum(write_first + CHUNK, rows)
-        first, end = write_first, write_end
+    score: tl.constexpr = SCORE_GATE or SCORE_UP
+    sample, first, end, write_first, write_end = visited_rows(bounds_ptr, index, samples, rows, score, PACKED, CHUNK)
     dh_ptr += sample * dh_sample_stride
     gate_ptr += sample * gate_sample_stride
     up_ptr += sample * up_sample_stride
@@ -95,9 +88,9 @@ def gated_act_backward_kernel(
         if SCORE_UP:
             best_up = fold(best_up, up * d_up, keep, MAXIMUM)
     if SCORE_GATE:
-        tl.store(max_gate_ptr + sample * columns + cols, finish(best_gate, MAXIMUM), mask=inside)
+        tl.store(gate_score_ptr + sample * score_row_stride + cols, finish(best_gate, MAXIMUM), mask=inside)
     if SCORE_UP:
-        tl.store(max_up_ptr + sample * columns + cols, finish(best_up, MAXIMUM), mask=inside)
+        tl.store(up_score_ptr + sample * score_row_stride + cols, finish(best_up, MAXIMUM), mask=inside)
 
 
 def gated_act_backward(
@@ -110,11 +103,10 @@ def gated_act_backward(
     scores: Sequence[str] = (),
     reduction: str = "max",
     cu_seqlens: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gradients of act(gate)·up and, for each sample, activation × gradient reduced over its positions.
 
-    The score of the product h = act(gate)·up is h·dh = up·(act(gate)·dh), which is the score of up: where both are
-    asked for they are one tensor.
+    The score of the product h = act(gate)·up is h·dh = up·(act(gate)·dh), which is the score of up.
 
     Args:
         dh: [S, T, K] or packed [T, K] gradient with respect to act(gate)·up; bf16, fp16 or fp32, any row stride, last
@@ -123,14 +115,15 @@ def gated_act_backward(
         up: of dh's shape; never overwritten.
         lengths: int32 or int64 [S] real tokens of each padded sample; needed for scores only.
         activation: one of `activations.ACTIVATIONS`.
-        scores: which to return, out of `gate`, `up` and `act`; without any, dh may be [..., K] of one row stride.
+        scores: which to return, out of `gate`, `up` and `act`, each once; without any, dh may be [..., K] of one row
+            stride.
         reduction: `max` or `sum` over a sample's positions.
         cu_seqlens: int32 or int64 [S+1] instead of lengths, for packed samples.
 
     Returns:
-        d_gate_up contiguous [..., 2K] of gate's dtype, gradients of every row, padding included; then the float32 [S,
-        K] scores of gate, up and act, None for those not asked for. NaN in gives NaN out. Scores take gradients
-        before they are rounded to gate's dtype.
+        d_gate_up contiguous [..., 2K] of gate's dtype, gradients of every row, padding included; float32 [S,
+        len(scores)·K], the columns of each score in the order asked for, or None. NaN in gives NaN out. Scores take
+        gradients before they are rounded to gate's dtype.
 
     Raises:
         ValueError: shapes or devices disagree, the last dimension is strided, an option is unknown, or a sample is
@@ -142,16 +135,12 @@ def gated_act_backward(
     if segments is None:
         dh, gate, up = (validate.rows(name, x) for name, x in (("dh", dh), ("gate", gate), ("up", up)))
     bounds = None if segments is None else segments.bounds.to(dh.device, non_blocking=True)
-    score_gate, score_up = "gate" in scores, "up" in scores or "act" in scores
-    d_gate_up, max_gate, max_up = gated_act_backward_op(
-        dh, gate, up, bounds, activation, score_gate, score_up, reduction
-    )
-    return (
-        d_gate_up.view(shape),
-        max_gate if score_gate else None,
-        max_up if "up" in scores else None,
-        max_up if "act" in scores else None,
-    )
+    d_gate_up, found = gated_act_backward_op(dh, gate, up, bounds, activation, ",".join(scores), reduction)
+    return d_gate_up.view(shape), found if scores else None
+
+
+def _names(scores: str) -> list[str]:
+    return scores.split(",") if scores else []
 
 
 @operator()
@@ -161,21 +150,17 @@ def gated_act_backward_op(
     up: torch.Tensor,
     bounds: torch.Tensor | None,
     activation: str,
-    score_gate: bool,
-    score_up: bool,
+    scores: str,
     reduction: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The launch, on arguments that `gated_act_backward` has checked; scores not wanted come back empty."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The launch, on arguments that `gated_act_backward` has checked; names of scores are parted by commas."""
     rows, columns = dh.shape[-2:]
     packed = bounds is not None and dh.dim() == 2
     programs = triton.cdiv(rows, UNSCORED_ROWS) if bounds is None else len(bounds) - packed
     out = allocate.empty((*dh.shape[:-1], 2 * columns), gate.dtype, gate.device)
-    maxima = [
-        allocate.empty((programs, columns) if wanted else (0, columns), torch.float32, gate.device)
-        for wanted in (score_gate, score_up)
-    ]
+    found = ScoreColumns(_names(scores), programs, columns, torch.float32, gate.device)
     if dh.numel() == 0:
-        return out, maxima[0], maxima[1]
+        return out, found.whole
     strided = dh.dim() == 3
     with torch.cuda.device_of(dh):
         gated_act_backward_kernel[(programs * triton.cdiv(columns, BLOCK_K),)](
@@ -184,8 +169,8 @@ def gated_act_backward_op(
             up_ptr=up,
             bounds_ptr=None if bounds is None else bounds.contiguous(),
             d_gate_up_ptr=out,
-            max_gate_ptr=maxima[0],
-            max_up_ptr=maxima[1],
+            gate_score_ptr=found.gate,
+            up_score_ptr=found.up,
             samples=programs,
             rows=rows,
             columns=columns,
@@ -195,9 +180,10 @@ def gated_act_backward_op(
             gate_row_stride=gate.stride(-2),
             up_sample_stride=up.stride(0) if strided else 0,
             up_row_stride=up.stride(-2),
+            score_row_stride=found.whole.stride(0),
             ACTIVATION=activation,
-            SCORE_GATE=score_gate,
-            SCORE_UP=score_up,
+            SCORE_GATE=found.gate is not None,
+            SCORE_UP=found.up is not None,
             PACKED=not strided,
             MAXIMUM=reduction == "max",
             CHUNK=UNSCORED_ROWS,
@@ -205,7 +191,7 @@ def gated_act_backward_op(
             BLOCK_K=BLOCK_K,
             num_warps=WARPS,
         )
-    return out, maxima[0], maxima[1]
+    return out, found.filled()
 
 
 @fake_of(gated_act_backward_op)
@@ -215,13 +201,10 @@ def _(
     up: torch.Tensor,
     bounds: torch.Tensor | None,
     activation: str,
-    score_gate: bool,
-    score_up: bool,
+    scores: str,
     reduction: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    samples = 0 if bounds is None else bounds.shape[0] - (dh.dim() == 2)
-    gate_scores, up_scores = (
-        gate.new_empty((samples if wanted else 0, dh.shape[-1]), dtype=torch.float32)
-        for wanted in (score_gate, score_up)
-    )
-    return gate.new_empty((*dh.shape[:-1], 2 * dh.shape[-1])), gate_scores, up_scores
+) -> tuple[torch.Tensor, torch.Tensor]:
+    columns = dh.shape[-1]
+    rows = triton.cdiv(dh.shape[-2], UNSCORED_ROWS) if bounds is None else bounds.shape[0] - (dh.dim() == 2)
+    found = gate.new_empty((rows, len(_names(scores)) * columns), dtype=torch.float32)
+    return gate.new_empty((*dh.shape[:-1], 2 * columns)), found

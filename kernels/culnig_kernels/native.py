@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from culnig_kernels import allocate, compiled, cpu
-from culnig_kernels.reference.gated import asked_for, check_gated_act, check_gated_act_backward, empty_scores
+from culnig_kernels.reference.gated import ScoreColumns, check_gated_act, check_gated_act_backward
 from culnig_kernels.reference.norm import check_rms_norm, check_rms_norm_backward
+from culnig_kernels.reference.qkv import by_parts, check_qkv_backward
 from culnig_kernels.reference.rotary import check_rotary, check_rotary_backward
 from culnig_kernels.reference.scores import check_actgrad
 
@@ -96,7 +97,7 @@ def gated_act_backward(
     activation: str = "silu",
     scores: Sequence[str] = (),
     reduction: str = "max",
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`reference.gated_act_backward` for right-padded CPU tensors [S, T, K].
 
     Args, returns and errors as there.
@@ -108,8 +109,8 @@ def gated_act_backward(
     dh, gate, up = compiled.dense(dh), compiled.dense(gate), compiled.dense(up)
     samples, positions, columns = dh.shape
     out = allocate.empty((samples, positions, 2 * columns), gate.dtype, gate.device)
-    found = empty_scores(scores, samples, columns, torch.float32)
-    bounds = compiled.lengths(lengths) if found else None
+    found = ScoreColumns(scores, samples, columns, torch.float32, gate.device)
+    bounds = compiled.lengths(lengths) if scores else None
     machine.gated_act_backward(
         compiled.TYPES[dh.dtype],
         activation,
@@ -120,13 +121,14 @@ def gated_act_backward(
         compiled.samples(out[..., :columns]),
         compiled.samples(out[..., columns:]),
         compiled.address(bounds),
-        compiled.address(found.get("gate")),
-        compiled.address(found.get("up")),
+        compiled.address(found.gate),
+        compiled.address(found.up),
+        found.whole.stride(0),
         samples,
         positions,
         columns,
     )
-    return out, *asked_for(found, scores)
+    return out, found.filled() if scores else None
 
 
 @torch.no_grad()
@@ -215,6 +217,7 @@ def rotary(
     weight: torch.Tensor | None = None,
     eps: float = 1e-6,
     offset: float = 0.0,
+    queries: int = 0,
 ) -> torch.Tensor:
     """`reference.rotary` for right-padded CPU tensors [S, T, heads·head_dim].
 
@@ -222,20 +225,26 @@ def rotary(
     """
     machine = _machine_for_heads(x, cos, head_dim, weight)
     if machine is None:
-        return cpu.rotary(x, cos, sin, head_dim, **_norm(weight, eps, offset))
-    check_rotary(x, cos, sin, head_dim, weight)
+        return cpu.rotary(x, cos, sin, head_dim, queries=queries, **_norm(weight, eps, offset))
+    check_rotary(x, cos, sin, head_dim, weight, queries)
     x, angles = compiled.dense(x), _Angles(cos, sin)
-    scale = None if weight is None else compiled.scale(weight, offset)
     out = allocate.empty(x.shape, x.dtype, x.device)
-    machine.rotary(
-        compiled.TYPES[x.dtype],
-        compiled.samples(x),
-        compiled.samples(out),
-        *angles.at,
-        compiled.address(scale),
-        eps,
-        *_heads(x, head_dim),
-    )
+    first = queries * head_dim if weight is not None and weight.dim() == 2 else x.shape[-1]
+    for row, columns in enumerate((slice(0, first), slice(first, None))):
+        part, into = x[..., columns], out[..., columns]
+        if part.shape[-1] == 0:
+            continue
+        own = weight if weight is None or weight.dim() == 1 else weight[row]
+        scale = None if own is None else compiled.scale(own, offset)
+        machine.rotary(
+            compiled.TYPES[x.dtype],
+            compiled.samples(part),
+            compiled.samples(into),
+            *angles.at,
+            compiled.address(scale),
+            eps,
+            *_heads(part, head_dim),
+        )
     return out
 
 
@@ -285,6 +294,35 @@ def rotary_backward(
         *_heads(x, head_dim),
     )
     return into, scores
+
+
+@torch.no_grad()
+def qkv_backward(
+    qkv: torch.Tensor,
+    d_q: torch.Tensor | None,
+    d_k: torch.Tensor,
+    d_v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    head_dim: int,
+    lengths: torch.Tensor | None = None,
+    *,
+    weight: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    score: bool = False,
+    reduction: str = "max",
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`reference.qkv_backward` for right-padded CPU tensors.
+
+    Args, returns and errors as there.
+    """
+    check_qkv_backward(qkv, d_q, d_k, d_v, cos, sin, head_dim, lengths, weight, score, reduction, None)
+    out = allocate.empty(qkv.shape, qkv.dtype, qkv.device)
+    return by_parts(
+        rotary_backward, actgrad_reduce, out, qkv, d_q, d_k, d_v, cos, sin, head_dim, lengths,
+        weight=weight, score=score, reduction=reduction, eps=eps, offset=offset,
+    )  # fmt: skip
 
 
 class _Angles:

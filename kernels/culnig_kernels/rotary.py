@@ -61,15 +61,16 @@ def head_rstd(low, high, tail, width, eps):
     return (1.0 / tl.sqrt_rn(square / width + eps))[:, None]
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "heads", "queries"])
 def rotary_kernel(
     x_ptr,  # [S, T, heads · (2 half + rest)]
     cos_ptr,  # [T, 2 half] or [S, T, 2 half]
     sin_ptr,  # as cos
-    weight_ptr,  # [2 half + rest], when NORM
+    weight_ptr,  # [2, 2 half + rest], when NORM; one row will do where all heads are queries
     out_ptr,  # contiguous, x's shape
     rows,  # T
     heads,
+    queries,  # heads whose norm has the first row of the weight
     half,
     rest,
     x_sample_stride,
@@ -103,7 +104,8 @@ def rotary_kernel(
         low, high, tail = load_head(x_ptr, at, x_row_stride, head, half, rest, HALF, REST, keep)
         if NORM:
             rstd = head_rstd(low, high, tail, width, eps)
-            w_low, w_high, w_tail = load_vector(weight_ptr, half, rest, HALF, REST)
+            own_ptr = weight_ptr + (head >= queries).to(tl.int32) * width
+            w_low, w_high, w_tail = load_vector(own_ptr, half, rest, HALF, REST)
             low *= rstd * (offset + w_low)[None, :]
             high *= rstd * (offset + w_high)[None, :]
             tail *= rstd * (offset + w_tail)[None, :]
@@ -121,6 +123,7 @@ def rotary(
     weight: torch.Tensor | None = None,
     eps: float = 1e-6,
     offset: float = 0.0,
+    queries: int = 0,
 ) -> torch.Tensor:
     """Rotate each head by its position, after an RMS norm of the head where a weight is given.
 
@@ -133,9 +136,10 @@ def rotary(
         cos: [T, R] or, beside a padded x, also [S, T, R] or [1, T, R]; R even, at most head_dim.
         sin: of cos's shape.
         head_dim: columns of a head.
-        weight: [head_dim] of the norm; None for models without one.
+        weight: [head_dim] of the norm, or [2, head_dim] where x holds queries and keys; None for models without one.
         eps: of the norm.
         offset: added to the weight (0 Qwen3, 1 Gemma 3).
+        queries: heads, the first ones, that a weight of two rows gives its first; the others have the second.
 
     Returns:
         contiguous, of x's shape and dtype, computed in float32 and rounded once.
@@ -143,14 +147,19 @@ def rotary(
     Raises:
         ValueError: shapes, dtypes, devices or strides do not fit.
     """
-    check_rotary(x, cos, sin, head_dim, weight)
+    check_rotary(x, cos, sin, head_dim, weight, queries)
     validate.launchable(x=x, cos=cos, sin=sin, weight=weight)
-    return rotary_op(x, cos, sin, weight, head_dim, eps, offset)
+    return rotary_op(x, cos, sin, weight, head_dim, eps, offset, queries)
 
 
 def table_strides(table: torch.Tensor) -> tuple[int, int]:
     """(sample stride, row stride) of cos or sin; a table that all samples share has sample stride 0."""
     return (table.stride(0) if table.dim() == 3 and table.shape[0] > 1 else 0), table.stride(-2)
+
+
+def first_rows(weight: torch.Tensor | None, queries: int, heads: int) -> int:
+    """How many heads, the first ones, a norm's weight gives its first row."""
+    return queries if weight is not None and weight.dim() == 2 else heads
 
 
 def head_split(head_dim: int, rotated: int) -> dict[str, int]:
@@ -173,6 +182,7 @@ def rotary_op(
     head_dim: int,
     eps: float,
     offset: float,
+    queries: int,
 ) -> torch.Tensor:
     """The launch, on arguments that `rotary` has checked."""
     out = allocate.empty(x.shape, x.dtype, x.device)
@@ -188,6 +198,7 @@ def rotary_op(
             out_ptr=out,
             rows=rows,
             heads=x.shape[-1] // head_dim,
+            queries=first_rows(weight, queries, x.shape[-1] // head_dim),
             x_sample_stride=x.stride(0) if x.dim() == 3 else 0,
             x_row_stride=x.stride(-2),
             cos_sample_stride=table_strides(cos)[0],
@@ -213,5 +224,6 @@ def _(
     head_dim: int,
     eps: float,
     offset: float,
+    queries: int,
 ) -> torch.Tensor:
     return x.new_empty(x.shape)

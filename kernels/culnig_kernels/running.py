@@ -27,6 +27,35 @@ def scored_rows(
 
 
 @triton.jit
+def visited_rows(
+    bounds_ptr,  # as in scored_rows; unused when nothing is scored
+    index,
+    samples,
+    rows,
+    SCORE: tl.constexpr,
+    PACKED: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """What the index-th program of a backward visits: (sample, first, end, write_first, write_end).
+
+    Gradients are written for every row, padding included, and scores taken from first…end alone. With nothing to
+    score, rows need not be kept together: a program then takes CHUNK of them.
+    """
+    if SCORE:
+        sample = index.to(tl.int64)
+        first, end = scored_rows(bounds_ptr, sample, rows, PACKED)
+        write_first = tl.where(index == 0, 0, first) if PACKED else 0
+        write_end = tl.where(index == samples - 1, rows, end) if PACKED else rows
+    else:
+        chunks = tl.cdiv(rows, CHUNK)
+        sample = (index // chunks).to(tl.int64)
+        write_first = (index % chunks) * CHUNK
+        write_end = tl.minimum(write_first + CHUNK, rows)
+        first, end = write_first, write_end
+    return sample, first, end, write_first, write_end
+
+
+@triton.jit
 def start(BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, MAXIMUM: tl.constexpr):
     """The neutral tile of a running reduction."""
     if MAXIMUM:

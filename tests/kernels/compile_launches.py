@@ -24,6 +24,7 @@ from culnig_kernels.accumulate import accumulate, accumulate_kernel
 from culnig_kernels.actgrad import actgrad_reduce
 from culnig_kernels.gated_act import gated_act
 from culnig_kernels.gated_act_backward import gated_act_backward
+from culnig_kernels.qkv_backward import qkv_backward
 from culnig_kernels.rms_norm import rms_norm, rms_norm_backward
 from culnig_kernels.rotary import rotary
 from culnig_kernels.rotary_backward import rotary_backward
@@ -98,8 +99,21 @@ def launches() -> Iterator[tuple[str, Callable[[], Any]]]:
             f"rotary backward {label}",
             lambda q=q, c=cos, w=w, d=head_dim: rotary_backward(q, q, c, c, d, lengths, weight=w, score=True),
         )
+        given = qkv_arguments(head_dim, rotated, normed)
+        yield f"qkv backward {label}", lambda given=given: qkv_backward(**given)
     yield "actgrad mixed", lambda: actgrad_reduce(x, x.float(), lengths)
     yield from smallest()
+
+
+def qkv_arguments(head_dim: int, rotated: int, normed: bool) -> dict[str, Any]:
+    """Four heads of queries and two of keys."""
+    q, k, qkv = (torch.empty(2, 64, heads * head_dim, dtype=torch.bfloat16) for heads in (4, 2, 8))
+    cos = torch.empty(64, rotated, dtype=torch.bfloat16)
+    weight = torch.empty(2, head_dim, dtype=torch.bfloat16) if normed else None
+    return {
+        "qkv": qkv, "d_q": q, "d_k": k, "d_v": k, "cos": cos, "sin": cos, "head_dim": head_dim, "weight": weight,
+        "lengths": torch.tensor([64, 3]), "score": True,
+    }  # fmt: skip
 
 
 def smallest() -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -73,8 +73,8 @@ def check_backward(
     assert_as_exact_as_torch("d_gate_up", got[0], exact[0], torch.cat(gradients, dim=-1))
     for name, score, want, product in zip(
         ALL,
-        got[1:],
-        exact[1:],
+        got[1].chunk(3, dim=-1),
+        exact[1].chunk(3, dim=-1),
         (gate * gradients[0], up * gradients[1], up * gradients[1]),
         strict=True,
     ):
@@ -105,16 +105,18 @@ def test_backward_padded_sum(lengths: list[int], device: torch.device) -> None:
     check_backward(inputs((2, 127, 33), torch.bfloat16, device), lengths, packed=False, reduction="sum")
 
 
-@pytest.mark.parametrize("scores", [(), ("gate",), ("up",), ("act",), ("act", "gate")])
+@pytest.mark.parametrize("scores", [(), ("gate",), ("up",), ("act",), ("act", "gate"), ("up", "gate"), ("act", "up")])
 def test_each_score_by_itself(scores: tuple[str, ...], device: torch.device) -> None:
     tensors = inputs((2, 70, 33), torch.bfloat16, device)
     lengths = torch.tensor([70, 3])
     all_of_them = gated_act_backward(*tensors, lengths, scores=ALL)
     got = gated_act_backward(*tensors, lengths if scores else None, scores=scores)
     assert torch.equal(got[0], all_of_them[0])
-    for name, mine, theirs in zip(ALL, got[1:], all_of_them[1:], strict=True):
-        assert (mine is not None) == (name in scores)
-        assert mine is None or torch.equal(mine, theirs)
+    columns = dict(zip(ALL, all_of_them[1].chunk(3, dim=-1), strict=True))
+    if scores:
+        assert torch.equal(got[1], torch.cat([columns[name] for name in scores], dim=-1))
+    else:
+        assert got[1] is None
 
 
 def test_mixed_dtypes(device: torch.device) -> None:
@@ -126,7 +128,8 @@ def test_nan_stays_in_its_place(device: torch.device) -> None:
     dh, gate, up = (x.clone() for x in inputs((3, 21, 40), torch.bfloat16, device))
     gate[1, 20, 7] = dh[2, 0, 9] = float("nan")
     up[0, 5, 3] = float("nan")  # padding
-    d_gate_up, max_gate, max_up, _ = gated_act_backward(dh, gate, up, torch.tensor([1, 21, 3]), scores=ALL)
+    d_gate_up, scores = gated_act_backward(dh, gate, up, torch.tensor([1, 21, 3]), scores=ALL)
+    max_gate, max_up, _ = scores.chunk(3, dim=-1)
     assert max_gate.isnan().nonzero().tolist() == [[1, 7], [2, 9]]
     assert max_up.isnan().nonzero().tolist() == [[1, 7], [2, 9]]
     assert d_gate_up.isnan().nonzero().tolist() == [[0, 5, 3], [1, 20, 7], [1, 20, 47], [2, 0, 9], [2, 0, 49]]
@@ -147,7 +150,7 @@ def test_reference_gradients_are_autograd_s(activation: str) -> None:
 def test_the_score_of_the_product_is_that_of_up() -> None:
     dh, gate, up = (draw((1, 9, 7), torch.float64, torch.device("cpu"), s) for s in range(3))
     lengths = torch.tensor([9])
-    act = reference.gated_act_backward(dh, gate, up, lengths, scores=("act",))[3]
+    act = reference.gated_act_backward(dh, gate, up, lengths, scores=("act",))[1]
     h = activate(gate, "silu") * up
     torch.testing.assert_close(act, reference.actgrad_reduce(h, dh, lengths), rtol=1e-12, atol=1e-14)
 
@@ -169,6 +172,7 @@ def test_bad_arguments_are_named(device: torch.device) -> None:
         "dh must be bfloat16": {"dh": x.double()},
         "activation": {"activation": "tanh"},
         "scores": {"scores": ("down",)},
+        "scores must name each column once": {"scores": ("up", "up")},
         "exactly one": {"scores": ("up",)},
         "lengths must lie": {"scores": ("up",), "lengths": lengths - 2},
         "leading dimensions of gate": {"gate": draw((5, 2, 4), torch.float32, device).transpose(0, 1)},

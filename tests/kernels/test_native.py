@@ -95,14 +95,19 @@ def test_gated_backward(dtype: torch.dtype, activation: str, reduction: str, lev
     exact = reference.gated_act_backward(dh.double(), gate.double(), up.double(), LENGTHS, **options)
     plain = reference.gated_act_backward(dh, gate, up, LENGTHS, **options)
     assert_as_exact_as_torch("gradients", got[0], exact[0], torch.cat(gated_gradients(dh, gate, up, activation), -1))
-    for name, *three in zip(options["scores"], got[1:], exact[1:], plain[1:], strict=True):
+    for name, *three in zip(
+        options["scores"], *(found[1].chunk(3, dim=-1) for found in (got, exact, plain)), strict=True
+    ):
         assert_as_exact_as_torch(name, *three)
     assert got[0].dtype == dtype
-    for wanted in ((), ("gate",), ("act",)):
+    columns = dict(zip(options["scores"], got[1].chunk(3, dim=-1), strict=True))
+    for wanted in ((), ("gate",), ("act",), ("up", "gate")):
         some = native.gated_act_backward(dh, gate, up, LENGTHS, **{**options, "scores": wanted})
         assert torch.equal(some[0], got[0])
-        for name, one, other in zip(("gate", "up", "act"), some[1:], got[1:], strict=True):
-            assert (one is None) if name not in wanted else torch.equal(one, other)
+        if wanted:
+            assert torch.equal(some[1], torch.cat([columns[name] for name in wanted], dim=-1))
+        else:
+            assert some[1] is None
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
@@ -127,11 +132,11 @@ def test_nan_is_never_dropped_and_padding_never_read(level: str) -> None:
             got = native.actgrad_reduce(act, grad, torch.tensor([3, 2]), reduction)
             assert got.isnan().tolist() == [[False, False, True, False], [False] * 4], reduction
         for reduction in ("max", "sum"):
-            _, of_gate, of_up, _ = native.gated_act_backward(
+            _, both = native.gated_act_backward(
                 grad, act, grad, torch.tensor([3, 2]), scores=("gate", "up"), reduction=reduction
             )
-            for scores in (of_gate, of_up):
-                assert scores is not None
+            assert both is not None
+            for scores in both.chunk(2, dim=-1):
                 assert scores.isnan().tolist() == [[False, False, True, False], [False] * 4], reduction
         x = draw((2, 3, 8), dtype, CPU)
         x[0, 1, 2] = torch.nan

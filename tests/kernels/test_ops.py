@@ -14,6 +14,7 @@ from culnig_kernels.accumulate import accumulate
 from culnig_kernels.actgrad import actgrad_reduce
 from culnig_kernels.gated_act import gated_act
 from culnig_kernels.gated_act_backward import gated_act_backward
+from culnig_kernels.qkv_backward import qkv_backward
 from culnig_kernels.rms_norm import rms_norm, rms_norm_backward
 from culnig_kernels.rotary import rotary
 from culnig_kernels.rotary_backward import rotary_backward
@@ -28,16 +29,18 @@ def arguments(device: torch.device) -> dict[str, tuple[Any, ...]]:
     lengths, packed = (torch.tensor(b, device=device) for b in ([3, 1], [0, 4, 6]))
     weight, rstd = torch.ones(4, device=device), torch.ones(6, device=device)
     table = draw((3, 4), torch.float32, device)
+    qkv = draw((2, 3, 12), torch.bfloat16, device)
     totals = torch.zeros(2, 4, dtype=torch.float64, device=device)
     ones = torch.ones(2, dtype=torch.float64, device=device)
     return {
         "actgrad_reduce": (x, x, lengths, x[:, :, 0] > 0, False, "mean", "exclude"),
         "accumulate": (x[:, 0], ones, lengths * 0, totals, True),
         "gated_act": (flat, "silu"),
-        "gated_act_backward": (flat, flat, flat, packed, "gelu", True, False, "max"),
+        "gated_act_backward": (flat, flat, flat, packed, "gelu", "gate,act", "max"),
         "rms_norm": (flat, weight, 1e-6, 0.0, flat),
         "rms_norm_backward": (flat, flat, weight, rstd, 1.0, None),
-        "rotary": (x, table, table, weight, 4, 1e-6, 0.0),
+        "rotary": (x, table, table, weight, 4, 1e-6, 0.0, 0),
+        "qkv_backward": (qkv, x, x, x, table, table, torch.stack([weight] * 2), lengths, 4, 1e-6, 0.0, "max"),
         "rotary_backward": (x, x, table, table, weight, lengths, x.clone(), 4, 1e-6, 0.0, "sum"),
     }
 
@@ -52,8 +55,9 @@ def whole_pass(x: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor, tota
     y, z, rstd = rms_norm(x, table[0], 1e-6, residual=x)
     q = rotary(y, table, table, 4, weight=table[0, :4])
     dq, scores = rotary_backward(q, y, table, table, 4, lengths, weight=table[0, :4], score=True)
+    dq = dq + qkv_backward(torch.cat([y, q, q], dim=-1), dq, q, q, table, table, 4)[0][..., :4]
     h = gated_act(dq)
-    d_gate_up, *_, max_act = gated_act_backward(h, *dq.chunk(2, dim=-1), lengths, scores=("act",))
+    d_gate_up, max_act = gated_act_backward(h, *dq.chunk(2, dim=-1), lengths, scores=("act",))
     dz = rms_norm_backward(d_gate_up, z, table[0], rstd)
     accumulate(actgrad_reduce(dz, y, lengths), scores[:, 0].double(), lengths * 0, totals)
     return max_act

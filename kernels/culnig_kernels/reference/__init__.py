@@ -10,6 +10,7 @@ from typing import Literal
 
 from culnig_kernels.reference.gated import gated_act, gated_act_backward
 from culnig_kernels.reference.norm import rms_norm, rms_norm_backward
+from culnig_kernels.reference.qkv import qkv_backward
 from culnig_kernels.reference.rotary import rotary, rotary_backward
 from culnig_kernels.reference.scores import accumulate, actgrad_reduce, check_accumulate, check_actgrad
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_actgrad",
     "gated_act",
     "gated_act_backward",
+    "qkv_backward",
     "rms_norm",
     "rms_norm_backward",
     "rotary",

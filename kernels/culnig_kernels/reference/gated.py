@@ -45,11 +45,10 @@ def gated_act_backward(
     scores: Sequence[str] = (),
     reduction: str = "max",
     cu_seqlens: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gradients of act(gate)·up and, for each sample, activation × gradient reduced over its positions.
 
-    The score of the product h = act(gate)·up is h·dh = up·(act(gate)·dh), which is the score of up: where both are
-    asked for they are one tensor.
+    The score of the product h = act(gate)·up is h·dh = up·(act(gate)·dh), which is the score of up.
 
     Args:
         dh: [S, T, K] or packed [T, K] gradient with respect to act(gate)·up.
@@ -57,14 +56,14 @@ def gated_act_backward(
         up: of dh's shape; never overwritten.
         lengths: int32 or int64 [S] real tokens of each padded sample; needed for scores only.
         activation: one of `activations.ACTIVATIONS`.
-        scores: which to return, out of `gate`, `up` and `act`.
+        scores: which to return, out of `gate`, `up` and `act`, each once.
         reduction: `max` or `sum` over a sample's positions.
         cu_seqlens: int32 or int64 [S+1] instead of lengths, for packed samples.
 
     Returns:
-        d_gate_up [..., 2K] of gate's dtype, gradients of every row, padding included; then the float32 [S, K] scores
-        of gate, up and act, None for those not asked for. NaN in gives NaN out. Scores take gradients before they are
-        rounded to gate's dtype.
+        d_gate_up [..., 2K] of gate's dtype, gradients of every row, padding included; float32 [S, len(scores)·K], the
+        columns of each score in the order asked for, or None. NaN in gives NaN out. Scores take gradients before they
+        are rounded to gate's dtype.
 
     Raises:
         ValueError: shapes disagree, an option is unknown, or a sample is empty (seen for CPU lengths only).
@@ -72,12 +71,11 @@ def gated_act_backward(
     segments = check_gated_act_backward(dh, gate, up, lengths, activation, scores, reduction, cu_seqlens)
     work = work_dtype(dh, gate, up)
     d_gate, d_up = gated_gradients(dh.to(work), gate.to(work), up.to(work), activation)
-    scored: dict[str, torch.Tensor] = {}
-    if segments is not None:
-        scored["gate"] = reduce_positions(gate.to(work) * d_gate, segments, reduction)
-        scored["up"] = scored["act"] = reduce_positions(up.to(work) * d_up, segments, reduction)
-    wanted = [scored[name] if name in scores else None for name in SCORES]
-    return torch.cat([d_gate, d_up], dim=-1).to(gate.dtype), wanted[0], wanted[1], wanted[2]
+    gradient = torch.cat([d_gate, d_up], dim=-1).to(gate.dtype)
+    if segments is None:
+        return gradient, None
+    products = {"gate": gate.to(work) * d_gate, "up": up.to(work) * d_up, "act": up.to(work) * d_up}
+    return gradient, torch.cat([reduce_positions(products[name], segments, reduction) for name in scores], dim=-1)
 
 
 def gated_gradients(
@@ -112,19 +110,34 @@ def activation_slope(x: torch.Tensor, activation: str) -> torch.Tensor:
     return torch.where(x <= 0, 0.0, torch.ones_like(x) if activation == "relu" else 2 * x)
 
 
-def empty_scores(scores: Sequence[str], samples: int, columns: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Room on the CPU for the scores asked for, [S, K] each: `gate`, and `up`, which serves `act` too."""
-    wanted = {"gate": "gate" in scores, "up": "up" in scores or "act" in scores}
-    cpu = torch.device("cpu")
-    return {name: allocate.empty((samples, columns), dtype, cpu) for name, want in wanted.items() if want}
+class ScoreColumns:
+    """Room for the scores asked for, side by side, of which a kernel fills those of gate and of up.
 
+    Args:
+        names: which, in the order of their columns.
+        samples: S.
+        columns: K.
+        dtype: of the scores.
+        device: where they are.
 
-def asked_for(
-    found: dict[str, torch.Tensor], scores: Sequence[str]
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """The scores of gate, up and act, out of `empty_scores`; None for those not asked for."""
-    up = found.get("up")
-    return found.get("gate"), up if "up" in scores else None, up if "act" in scores else None
+    Attributes:
+        whole: [S, len(names)·K].
+        gate, up: [S, K] what the kernel is to fill, None where nobody asked; `up` serves `act` too.
+    """
+
+    def __init__(
+        self, names: Sequence[str], samples: int, columns: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.whole = allocate.empty((samples, len(names) * columns), dtype, device)
+        self._parts = {name: self.whole[:, i * columns : (i + 1) * columns] for i, name in enumerate(names)}
+        self.gate = self._parts.get("gate")
+        self.up = self._parts.get("up", self._parts.get("act"))
+
+    def filled(self) -> torch.Tensor:
+        """All of them, once the kernel is done: the score of the product is that of up."""
+        if "up" in self._parts and "act" in self._parts:
+            self._parts["act"].copy_(self._parts["up"])
+        return self.whole
 
 
 def check_gated_act(gate_up: torch.Tensor, activation: str) -> None:
@@ -149,6 +162,8 @@ def check_gated_act_backward(
     validate.option("reduction", reduction, validate.FOLDED_REDUCTIONS)
     for name in scores:
         validate.option("scores", name, SCORES)
+    if len(set(scores)) < len(scores):
+        raise ValueError(f"scores must name each column once, not {', '.join(scores)}")
     if dh.dim() < 1:
         raise ValueError("dh must be [..., K], not a scalar")
     validate.shape("gate", gate, tuple(dh.shape))

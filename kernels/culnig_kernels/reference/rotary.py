@@ -20,6 +20,7 @@ def rotary(
     weight: torch.Tensor | None = None,
     eps: float = 1e-6,
     offset: float = 0.0,
+    queries: int = 0,
 ) -> torch.Tensor:
     """Rotate each head by its position, after an RMS norm of the head where a weight is given.
 
@@ -31,9 +32,10 @@ def rotary(
         cos: [T, R] or, beside a padded x, also [S, T, R] or [1, T, R]; R even, at most head_dim.
         sin: of cos's shape.
         head_dim: columns of a head.
-        weight: [head_dim] of the norm; None for models without one.
+        weight: [head_dim] of the norm, or [2, head_dim] where x holds queries and keys; None for models without one.
         eps: of the norm.
         offset: added to the weight (0 Qwen3, 1 Gemma 3).
+        queries: heads, the first ones, that a weight of two rows gives its first; the others have the second.
 
     Returns:
         contiguous, of x's shape and dtype, computed in float32 and rounded once.
@@ -41,11 +43,12 @@ def rotary(
     Raises:
         ValueError: shapes disagree.
     """
-    check_rotary(x, cos, sin, head_dim, weight)
+    check_rotary(x, cos, sin, head_dim, weight, queries)
     work = work_dtype(x, cos)
     heads = x.to(work).unflatten(-1, (-1, head_dim))
     if weight is not None:
-        heads, _ = normalise(heads, weight.to(work), eps, offset)
+        own = weight if weight.dim() == 1 else torch.stack([weight[int(h >= queries)] for h in range(heads.shape[-2])])
+        heads, _ = normalise(heads, own.to(work), eps, offset)
     return rotate(heads, cos.to(work), sin.to(work)).flatten(-2).to(x.dtype)
 
 
@@ -113,7 +116,12 @@ def rotate_back(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> to
 
 
 def check_rotary(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, head_dim: int, weight: torch.Tensor | None
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    head_dim: int,
+    weight: torch.Tensor | None,
+    queries: int | None = None,
 ) -> None:
     """Raise ValueError, naming the argument, unless `rotary` can take the arguments."""
     if x.dim() not in (2, 3) or head_dim < 1 or x.shape[-1] % head_dim:
@@ -126,8 +134,14 @@ def check_rotary(
     if tuple(cos.shape) not in shapes:
         raise ValueError(f"cos must be [{tokens}, R] or one such table a sample, not {list(cos.shape)}")
     validate.shape("sin", sin, tuple(cos.shape))
-    if weight is not None:
+    if weight is None:
+        return
+    if queries is None or weight.dim() == 1:
         validate.shape("weight", weight, (head_dim,))
+        return
+    validate.shape("weight", weight, (2, head_dim))
+    if not 0 <= queries <= x.shape[-1] // head_dim:
+        raise ValueError(f"queries must lie in 0…{x.shape[-1] // head_dim}, the heads of x, not {queries}")
 
 
 def check_rotary_backward(
