@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -71,6 +72,13 @@ def _dispatch(name: str, backend: str) -> Callable[..., Any]:
     if backend == "reference":
         return plain
     on_cpu: Callable[..., Any] = getattr(native, name, plain)
+    with_triton = importlib.util.find_spec("triton") is not None
+
+    @functools.cache
+    def launcher() -> Callable[..., Any]:
+        """Imports Triton, which is left until a tensor needs it."""
+        found: Callable[..., Any] = getattr(importlib.import_module(f"culnig_kernels.{_KERNEL_HOMES[name]}"), name)
+        return found
 
     def run(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if tensor.dtype == torch.float64:
@@ -79,12 +87,12 @@ def _dispatch(name: str, backend: str) -> Callable[..., Any]:
             _require_reachable(tensor)
         elif tensor.device.type == "cpu":
             return on_cpu(tensor, *args, **kwargs)
-        elif not tensor.is_cuda or importlib.util.find_spec("triton") is None:
+        elif not tensor.is_cuda or not with_triton:
             return plain(tensor, *args, **kwargs)
-        launch = getattr(importlib.import_module(f"culnig_kernels.{_KERNEL_HOMES[name]}"), name)
         if name == "accumulate":  # its totals are written in place: a dense copy would take the sums
-            return launch(tensor, *args, **kwargs)
-        return launch(_dense(tensor), *(_dense(a) if isinstance(a, torch.Tensor) else a for a in args), **kwargs)
+            return launcher()(tensor, *args, **kwargs)
+        dense = [_dense(a) if isinstance(a, torch.Tensor) else a for a in (tensor, *args)]
+        return launcher()(*dense, **kwargs)
 
     return run
 
