@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -32,12 +33,21 @@ class _Forward:
 
 @dataclass(frozen=True)
 class _Backward:
-    """A batch on its way back: its weights, the sites that have its scores, its rows of `watched`, experts' parts."""
+    """A batch on its way back.
+
+    Attributes:
+        weights: of its samples.
+        added: the sites that have its scores.
+        rows: its rows of `watched`.
+        partial: of routed experts, the scores so far, of which some experts' are missing.
+        waiting: scores of sites whose neighbours have none yet, by the first of the neighbours.
+    """
 
     weights: SampleWeights
     added: set[NeuronSite]
     rows: torch.Tensor | None
     partial: dict[NeuronSite, tuple[SiteLocation, torch.Tensor]] = field(default_factory=dict)
+    waiting: dict[NeuronSite, dict[NeuronSite, tuple[SiteLocation, torch.Tensor]]] = field(default_factory=dict)
 
 
 class BatchScorer:
@@ -95,7 +105,8 @@ class BatchScorer:
         self._backward = _Backward(weights, set() if added is None else added, rows)
         try:
             yield
-            for location, scores in self._backward.partial.values():
+            of_neighbours = [one.values() for one in self._backward.waiting.values()]
+            for location, scores in itertools.chain(self._backward.partial.values(), *of_neighbours):
                 self._add([location], scores, False)
         finally:
             self.end()
@@ -118,7 +129,7 @@ class BatchScorer:
             return
         if act.dim() == 2:  # OPT runs its MLP on [batch·T, hidden]
             act, grad = act.unflatten(0, (len(lengths), -1)), grad.unflatten(0, (len(lengths), -1))
-        self._add([location], self.ops.actgrad_reduce(act, grad, lengths, self.reduction, keep=keep), False)
+        self._collect(location, self.ops.actgrad_reduce(act, grad, lengths, self.reduction, keep=keep))
 
     def fused(self, sites: Sequence[SiteLocation]) -> Scoring:
         """How fused layers score these sites; they know the mean as a sum."""
@@ -144,6 +155,25 @@ class BatchScorer:
             back.partial[site] = location, whole
         kept = back.partial[site][1]
         kept[:, expert * columns : (expert + 1) * columns] = scores.to(kept.device)
+
+    def _collect(self, location: SiteLocation, scores: torch.Tensor) -> None:
+        """Keep a tap's scores [batch, K] until its neighbours have theirs: one addition for all costs less."""
+        _, back = self._running()
+        neighbours = self.totals.neighbours(location)
+        if len(neighbours) == 1:
+            self._add(neighbours, scores, False)
+            return
+        waiting = back.waiting.setdefault(neighbours[0].site, {})
+        waiting.setdefault(location.site, (location, scores))  # of a module that runs twice the first one counts
+        if len(waiting) < len(neighbours):
+            return
+        del back.waiting[neighbours[0].site]
+        parts = [waiting[one.site][1] for one in neighbours]
+        if len({part.device for part in parts}) == 1:
+            self._add(neighbours, torch.cat(parts, dim=-1), False)
+            return
+        for one, part in zip(neighbours, parts, strict=True):
+            self._add([one], part, False)
 
     def _add(self, locations: Sequence[SiteLocation], scores: torch.Tensor, last: bool) -> None:
         """Add the running batch's scores to sites' totals.

@@ -44,7 +44,9 @@ class SiteTotals:
         self._blocks: dict[_Key, torch.Tensor] = {}
         self._widths: dict[_Key, int] = {}
         self._columns: dict[NeuronSite, slice] = {}
+        self._in_block: dict[_Key, list[SiteLocation]] = {}
         for location in self.locations:
+            self._in_block.setdefault(_key(location), []).append(location)
             start = self._widths.get(_key(location), 0)
             self._columns[location.site] = slice(start, start + location.width)
             self._widths[_key(location)] = start + location.width
@@ -52,6 +54,10 @@ class SiteTotals:
     def of(self, location: SiteLocation, device: torch.device | None = None) -> torch.Tensor:
         """A site's totals; its block is moved to `device` where that is given, and starts where its weights are."""
         return self._block(location, device)[:, self._columns[location.site]]
+
+    def neighbours(self, location: SiteLocation) -> Sequence[SiteLocation]:
+        """The sites that lie side by side with this one, itself among them, in their order."""
+        return self._in_block[_key(location)]
 
     def together(self, locations: Sequence[SiteLocation], device: torch.device) -> torch.Tensor | None:
         """The totals [n_groups, ΣK] of sites that lie side by side in this order; None when these do not."""

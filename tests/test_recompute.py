@@ -48,9 +48,9 @@ def test_each_site_is_added_once_a_batch(path: str, monkeypatch: pytest.MonkeyPa
     added: list[NeuronSite] = []
     whole = BatchScorer._add
 
-    def count(self: Any, location: Any, *rest: Any) -> None:
-        added.append(location.site)
-        whole(self, location, *rest)
+    def count(self: Any, locations: Any, *rest: Any) -> None:
+        added.extend(location.site for location in locations)
+        whole(self, locations, *rest)
 
     monkeypatch.setattr(BatchScorer, "_add", count)
     model = families.build("qwen3")

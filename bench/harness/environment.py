@@ -19,7 +19,7 @@ PACKAGES = ("torch", "triton", "transformers", "captum", "nnsight", "transformer
 
 def source_hash(root: Path = ROOT) -> str:
     """SHA-256 over the sources that decide the fast path's speed: kernels/ and the engine's own."""
-    engine = ("attributor", "backend", "batch_scorer", "last_position", "recompute", "tap")
+    engine = ("attributor", "backend", "batch_scorer", "last_position", "recompute", "site_totals", "tap")
     files = sorted((root / "kernels").rglob("*.py"))
     files += [root / "culnig_fast" / f"{name}.py" for name in engine]
     for room in ("fused", "streaming"):

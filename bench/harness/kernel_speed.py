@@ -14,7 +14,7 @@ from harness.clock import seconds_of
 from harness.roofs import copy_rate
 
 _SAMPLES, _LENGTH, _GROUPS = 128, 128, 16
-_HIDDEN, _COLUMNS, _HEADS, _HEAD_DIM = 4096, 14336, 32, 128
+_HIDDEN, _COLUMNS, _HEADS, _KEY_HEADS, _HEAD_DIM = 4096, 14336, 32, 8, 128
 """A batch of 16,384 tokens of an 8B model: 2.3 × 10⁸ products at its gate."""
 _REPEATS = 20
 
@@ -106,6 +106,16 @@ def _norm_cases(
             "rotary_backward_scored",
             lambda: backward(d_out, x, cos, sin, _HEAD_DIM, lengths, weight=weight, score=True),
             3 * moved + _SAMPLES * _HEADS * _HEAD_DIM * 4,
+        )
+    if run := _kernel("qkv_backward", "qkv_backward"):
+        keys = _KEY_HEADS * _HEAD_DIM
+        columns = _HEADS * _HEAD_DIM + 2 * keys
+        qkv, d_q, d_k, d_v = rows(columns), rows(_HEADS * _HEAD_DIM), rows(keys), rows(keys)
+        cos, sin = torch.randn(2, _LENGTH, _HEAD_DIM, device=device).to(dtype)
+        yield Case(
+            "qkv_backward_scored",
+            lambda: run(qkv, d_q, d_k, d_v, cos, sin, _HEAD_DIM, lengths, score=True),
+            3 * tokens * columns * width + _SAMPLES * columns * 4,
         )
 
 

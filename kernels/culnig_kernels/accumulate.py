@@ -12,6 +12,7 @@ import triton.language as tl
 from culnig_kernels import validate
 from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.scores import check_accumulate
+from culnig_kernels.whole import cdiv
 
 BLOCK_K = 256
 WARPS = 4
@@ -113,7 +114,7 @@ def accumulate_op(
     if scores.numel() == 0:
         return
     with torch.cuda.device_of(scores):
-        accumulate_kernel[(totals.shape[0] * triton.cdiv(columns, BLOCK_K),)](
+        accumulate_kernel[(totals.shape[0] * cdiv(columns, BLOCK_K),)](
             scores_ptr=scores,
             weight_ptr=weight.contiguous(),
             group_ptr=group.contiguous(),

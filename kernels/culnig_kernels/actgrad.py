@@ -15,6 +15,7 @@ from culnig_kernels import allocate, reference, validate
 from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.scores import check_actgrad, counted_positions, last_counted
 from culnig_kernels.running import finish, fold, scored_rows, start
+from culnig_kernels.whole import cdiv
 
 
 class Tile(NamedTuple):
@@ -148,7 +149,7 @@ def _at_last(
 
 def tile_for(samples: int, columns: int) -> Tile:
     """The tile that gives every multiprocessor work."""
-    return WIDE if samples * triton.cdiv(columns, WIDE.columns) >= FEW_PROGRAMS else NARROW
+    return WIDE if samples * cdiv(columns, WIDE.columns) >= FEW_PROGRAMS else NARROW
 
 
 @operator()
@@ -168,7 +169,7 @@ def actgrad_reduce_op(
         return out
     tile = tile_for(samples, columns)
     with torch.cuda.device_of(act):
-        actgrad_kernel[(samples * triton.cdiv(columns, tile.columns),)](
+        actgrad_kernel[(samples * cdiv(columns, tile.columns),)](
             act_ptr=act,
             grad_ptr=grad,
             bounds_ptr=bounds.contiguous(),

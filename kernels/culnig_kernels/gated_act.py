@@ -12,6 +12,7 @@ import triton.language as tl
 from culnig_kernels import allocate, validate
 from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.gated import check_gated_act
+from culnig_kernels.whole import cdiv
 
 BLOCK_T = 4
 BLOCK_K = 512
@@ -98,7 +99,7 @@ def gated_act_op(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     if out.numel() == 0:
         return out
     with torch.cuda.device_of(gate_up):
-        gated_act_kernel[(triton.cdiv(rows, BLOCK_T) * triton.cdiv(columns, BLOCK_K),)](
+        gated_act_kernel[(cdiv(rows, BLOCK_T) * cdiv(columns, BLOCK_K),)](
             gate_up_ptr=gate_up,
             out_ptr=out,
             rows=rows,

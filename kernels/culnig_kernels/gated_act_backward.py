@@ -16,6 +16,7 @@ from culnig_kernels.gated_act import activate
 from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.gated import ScoreColumns, check_gated_act_backward
 from culnig_kernels.running import finish, fold, start, visited_rows
+from culnig_kernels.whole import cdiv
 
 BLOCK_T = 8
 BLOCK_K = 256
@@ -156,14 +157,14 @@ def gated_act_backward_op(
     """The launch, on arguments that `gated_act_backward` has checked; names of scores are parted by commas."""
     rows, columns = dh.shape[-2:]
     packed = bounds is not None and dh.dim() == 2
-    programs = triton.cdiv(rows, UNSCORED_ROWS) if bounds is None else len(bounds) - packed
+    programs = cdiv(rows, UNSCORED_ROWS) if bounds is None else len(bounds) - packed
     out = allocate.empty((*dh.shape[:-1], 2 * columns), gate.dtype, gate.device)
     found = ScoreColumns(_names(scores), programs, columns, torch.float32, gate.device)
     if dh.numel() == 0:
         return out, found.whole
     strided = dh.dim() == 3
     with torch.cuda.device_of(dh):
-        gated_act_backward_kernel[(programs * triton.cdiv(columns, BLOCK_K),)](
+        gated_act_backward_kernel[(programs * cdiv(columns, BLOCK_K),)](
             dh_ptr=dh,
             gate_ptr=gate,
             up_ptr=up,
@@ -205,6 +206,6 @@ def _(
     reduction: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     columns = dh.shape[-1]
-    rows = triton.cdiv(dh.shape[-2], UNSCORED_ROWS) if bounds is None else bounds.shape[0] - (dh.dim() == 2)
+    rows = cdiv(dh.shape[-2], UNSCORED_ROWS) if bounds is None else bounds.shape[0] - (dh.dim() == 2)
     found = gate.new_empty((rows, len(_names(scores)) * columns), dtype=torch.float32)
     return gate.new_empty((*dh.shape[:-1], 2 * columns)), found

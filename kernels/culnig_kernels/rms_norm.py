@@ -12,6 +12,7 @@ import triton.language as tl
 from culnig_kernels import allocate, validate
 from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.norm import check_rms_norm, check_rms_norm_backward
+from culnig_kernels.whole import next_power_of_2
 
 WIDEST = 16384
 """Columns that a program can hold: 32 float32 registers a thread at 16 warps for each tile."""
@@ -166,7 +167,7 @@ def rms_norm_op(
     rstd = allocate.empty((rows,), torch.float32, x.device)
     if x.numel() == 0:
         return y, z, rstd
-    block = triton.next_power_of_2(columns)
+    block = next_power_of_2(columns)
     with torch.cuda.device_of(x):
         rms_norm_kernel[(rows,)](
             x_ptr=x,
@@ -209,7 +210,7 @@ def rms_norm_backward_op(
     dz = allocate.empty((rows, columns), z.dtype, z.device)
     if z.numel() == 0:
         return dz
-    block = triton.next_power_of_2(columns)
+    block = next_power_of_2(columns)
     with torch.cuda.device_of(z):
         rms_norm_backward_kernel[(rows,)](
             dy_ptr=dy,

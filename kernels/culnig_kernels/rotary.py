@@ -12,6 +12,7 @@ import triton.language as tl
 from culnig_kernels import allocate, validate
 from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.rotary import check_rotary
+from culnig_kernels.whole import cdiv, next_power_of_2
 
 BLOCK_T = 16
 WARPS = 4
@@ -168,8 +169,8 @@ def head_split(head_dim: int, rotated: int) -> dict[str, int]:
     return {
         "half": half,
         "rest": rest,
-        "HALF": triton.next_power_of_2(half),
-        "REST": triton.next_power_of_2(max(rest, 1)),
+        "HALF": next_power_of_2(half),
+        "REST": next_power_of_2(max(rest, 1)),
     }
 
 
@@ -190,7 +191,7 @@ def rotary_op(
         return out
     samples, rows = (x.shape[0] if x.dim() == 3 else 1), x.shape[-2]
     with torch.cuda.device_of(x):
-        rotary_kernel[(samples * triton.cdiv(rows, BLOCK_T),)](
+        rotary_kernel[(samples * cdiv(rows, BLOCK_T),)](
             x_ptr=x,
             cos_ptr=cos,
             sin_ptr=sin,

@@ -25,6 +25,7 @@ from culnig_kernels.rotary import (
     table_strides,
 )
 from culnig_kernels.running import finish, fold, start, visited_rows
+from culnig_kernels.whole import cdiv
 
 UNSCORED_ROWS = 64
 """Rows of a program when nothing is scored, and a head's rows need not be kept together."""
@@ -281,7 +282,7 @@ def launch(
     if x.numel() == 0:
         return scores
     count = columns // heads.dim
-    programs = samples * count * (triton.cdiv(rows, UNSCORED_ROWS) if bounds is None else 1)
+    programs = samples * count * (cdiv(rows, UNSCORED_ROWS) if bounds is None else 1)
     d_q, d_k, d_v = gradients
     with torch.cuda.device_of(x):
         rotary_backward_kernel[(programs,)](

@@ -60,9 +60,14 @@ def segments(name: str, x: torch.Tensor, lengths: torch.Tensor | None, cu_seqlen
         raise ValueError("cu_seqlens must hold a 0 and the end of each sample")
     if not packed:
         shape(label, bounds, (x.shape[0],))
-    if bounds.device.type == "cpu" and not torch.compiler.is_compiling():
+    if seen_by_host(bounds):
         _check_bounds(bounds, x.shape[-2], packed)
     return Segments(bounds, packed, len(bounds) - packed)
+
+
+def seen_by_host(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's values can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def keep(name: str, x: torch.Tensor, kept: torch.Tensor, segments: Segments) -> None:
@@ -70,7 +75,7 @@ def keep(name: str, x: torch.Tensor, kept: torch.Tensor, segments: Segments) -> 
     shape("keep", kept, tuple(x.shape[:-1]))
     if kept.dtype != torch.bool:
         raise ValueError(f"keep must be bool, not {kept.dtype}")
-    if kept.device.type != "cpu" or segments.bounds.device.type != "cpu" or torch.compiler.is_compiling():
+    if not (seen_by_host(kept) and seen_by_host(segments.bounds)):
         return
     if segments.packed:
         samples = list(kept.split(segments.bounds.diff().tolist()))

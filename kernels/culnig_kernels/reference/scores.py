@@ -158,6 +158,5 @@ def check_accumulate(scores: torch.Tensor, weight: torch.Tensor, group: torch.Te
         raise ValueError(f"group must be int32 or int64, not {group.dtype}")
     if totals.dtype != torch.float64:
         raise ValueError(f"totals must be float64, not {totals.dtype}")
-    visible = group.device.type == "cpu" and not torch.compiler.is_compiling()
-    if visible and not ((group >= 0) & (group < totals.shape[0])).all():
+    if validate.seen_by_host(group) and not ((group >= 0) & (group < totals.shape[0])).all():
         raise ValueError(f"group must lie in 0…{totals.shape[0] - 1}, the rows of totals")

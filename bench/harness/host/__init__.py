@@ -1,0 +1,1 @@
+"""How long the host takes to ask for a layer's work."""
