@@ -150,7 +150,16 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(roofs.COPIED, "cuda", 1024)
     monkeypatch.setattr(clock, "_BUSY_BYTES", 1024)
     monkeypatch.setattr(rounds, "_LEAST_SECONDS", 0.0)
-    sizes = {"_SAMPLES": 3, "_LENGTH": 5, "_GROUPS": 2, "_HIDDEN": 32, "_COLUMNS": 48, "_HEADS": 2, "_HEAD_DIM": 8}
+    sizes = {
+        "_SAMPLES": 3,
+        "_LENGTH": 5,
+        "_GROUPS": 2,
+        "_HIDDEN": 32,
+        "_COLUMNS": 48,
+        "_HEADS": 2,
+        "_KEY_HEADS": 1,
+        "_HEAD_DIM": 8,
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(kernel_speed, name, value)
     monkeypatch.setattr(kernel_speed, "_REPEATS", 2)
@@ -160,7 +169,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert attribution_speed.main(["--device", str(GPU), *micro, "--methods", *methods, "--json", str(file)]) == 0
     document = json.loads(file.read_text())
     assert {row["method"]: row["status"] for row in document["rows"]} == dict.fromkeys(methods, "timed")
-    assert len(document["kernels"]) == 9
+    assert len(document["kernels"]) == 10
     assert all(row["gb_per_s"] > 0 and not row["note"] for row in document["kernels"]), document["kernels"]
 
 

@@ -11,12 +11,11 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-from harness.host.launches import to_nowhere  # noqa: E402
+from harness.host.launches import to_nowhere
 
 LENGTHS, SAMPLES = (2, 15, 16, 33, 48, 700), (2, 5, 16, 40)
 HEAD, HIDDEN, WIDE = 16, 64, 128
