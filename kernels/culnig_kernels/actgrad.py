@@ -15,6 +15,7 @@ from culnig_kernels import allocate, reference, validate
 from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.scores import check_actgrad, counted_positions, last_counted
 from culnig_kernels.running import finish, fold, scored_rows, start
+from culnig_kernels.splitting import ENOUGH_PROGRAMS, Split, merged, split
 from culnig_kernels.whole import cdiv
 
 
@@ -31,18 +32,17 @@ NARROW = Tile(rows=64, columns=64, warps=4)
 TILES = (WIDE, NARROW)
 """Every tile that is launched: 32 elements a thread, so that a 16-bit input is read 16 bytes at a time."""
 
-FEW_PROGRAMS = 528
-"""Below four programs for each of an H100's 132 multiprocessors, narrower columns share the work better."""
 
-
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "parts", "part_rows"])
 def actgrad_kernel(
     act_ptr,  # [S, T, K] or packed [T, K]
     grad_ptr,  # as act
     bounds_ptr,  # [S], or [S+1] when PACKED
     keep_ptr,  # bytes [S, T] or packed [T] when MASKED
-    out_ptr,  # [S, K] float32
+    out_ptr,  # [S · parts, K] float32
     rows,  # T
+    parts,  # of a sample's rows
+    part_rows,
     columns,  # K
     act_sample_stride,
     act_row_stride,
@@ -59,10 +59,14 @@ def actgrad_kernel(
 ):
     # Neighbouring programs read neighbouring columns of the same rows.
     blocks = tl.cdiv(columns, BLOCK_K)
-    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    index = (tl.program_id(0) // blocks).to(tl.int64)
+    sample = index // parts
     cols = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = cols < columns
     first, end = scored_rows(bounds_ptr, sample, rows, PACKED)
+    padded = end < rows
+    first += (index % parts).to(tl.int32) * part_rows
+    end = tl.minimum(end, first + part_rows)
     act_ptr += sample * act_sample_stride
     grad_ptr += sample * grad_sample_stride
 
@@ -88,9 +92,8 @@ def actgrad_kernel(
     if MEAN:
         result = result / tl.sum(counted, 0).to(tl.float32)
     if PADS_COUNT and MAXIMUM:
-        padded = tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        result = tl.where(end < rows, padded, result)
-    tl.store(out_ptr + sample * columns + cols, result, mask=inside)
+        result = tl.where(padded, tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL), result)
+    tl.store(out_ptr + index * columns + cols, result, mask=inside)
 
 
 def actgrad_reduce(
@@ -149,7 +152,7 @@ def _at_last(
 
 def tile_for(samples: int, columns: int) -> Tile:
     """The tile that gives every multiprocessor work."""
-    return WIDE if samples * cdiv(columns, WIDE.columns) >= FEW_PROGRAMS else NARROW
+    return WIDE if samples * cdiv(columns, WIDE.columns) >= ENOUGH_PROGRAMS else NARROW
 
 
 @operator()
@@ -163,19 +166,24 @@ def actgrad_reduce_op(
     padding: str,
 ) -> torch.Tensor:
     """The launch, on arguments that `actgrad_reduce` has checked."""
-    samples, columns = len(bounds) - packed, act.shape[-1]
-    out = allocate.empty((samples, columns), torch.float32, act.device)
+    samples, rows, columns = len(bounds) - packed, act.shape[-2], act.shape[-1]
+    tile = tile_for(samples, columns)
+    blocks = cdiv(columns, tile.columns)
+    # A mean would need each part's count.
+    parts = Split(1, rows) if reduction == "mean" else split(samples * blocks, rows)
+    out = allocate.empty((samples * parts.parts, columns), torch.float32, act.device)
     if out.numel() == 0:
         return out
-    tile = tile_for(samples, columns)
     with torch.cuda.device_of(act):
-        actgrad_kernel[(samples * cdiv(columns, tile.columns),)](
+        actgrad_kernel[(samples * parts.parts * blocks,)](
             act_ptr=act,
             grad_ptr=grad,
             bounds_ptr=bounds.contiguous(),
             keep_ptr=None if keep is None else keep.contiguous().view(torch.uint8),
             out_ptr=out,
-            rows=act.shape[-2],
+            rows=rows,
+            parts=parts.parts,
+            part_rows=parts.rows,
             columns=columns,
             act_sample_stride=0 if packed else act.stride(0),
             act_row_stride=act.stride(-2),
@@ -191,7 +199,7 @@ def actgrad_reduce_op(
             BLOCK_K=tile.columns,
             num_warps=tile.warps,
         )
-    return out
+    return merged(out, parts.parts, reduction)
 
 
 @fake_of(actgrad_reduce_op)

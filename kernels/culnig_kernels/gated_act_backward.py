@@ -16,6 +16,7 @@ from culnig_kernels.gated_act import activate
 from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.gated import ScoreColumns, check_gated_act_backward
 from culnig_kernels.running import finish, fold, start, visited_rows
+from culnig_kernels.splitting import chunks, merged, split
 from culnig_kernels.whole import cdiv
 
 BLOCK_T = 8
@@ -28,17 +29,19 @@ UNSCORED_ROWS = 64
 """Rows of a program when nothing is scored, and rows need not be kept together by sample."""
 
 
-@triton.jit(do_not_specialize=["samples", "rows"])
+@triton.jit(do_not_specialize=["samples", "rows", "parts", "part_rows"])
 def gated_act_backward_kernel(
     dh_ptr,  # [S, T, K] or [T, K]
     gate_ptr,  # as dh
     up_ptr,  # as dh
     bounds_ptr,  # [S], or [S+1] when PACKED; unused when nothing is scored
     d_gate_up_ptr,  # contiguous [S, T, 2K] or [T, 2K]
-    gate_score_ptr,  # [S, K] float32, when SCORE_GATE
-    up_score_ptr,  # [S, K] float32, when SCORE_UP
-    samples,  # S, or the chunks of rows when nothing is scored
+    gate_score_ptr,  # [S · parts, K] float32, when SCORE_GATE
+    up_score_ptr,  # [S · parts, K] float32, when SCORE_UP
+    samples,  # S
     rows,  # T
+    parts,  # of a sample's rows
+    part_rows,
     columns,  # K
     dh_sample_stride,
     dh_row_stride,
@@ -52,7 +55,6 @@ def gated_act_backward_kernel(
     SCORE_UP: tl.constexpr,
     PACKED: tl.constexpr,
     MAXIMUM: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -61,7 +63,9 @@ def gated_act_backward_kernel(
     cols = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = cols < columns
     score: tl.constexpr = SCORE_GATE or SCORE_UP
-    sample, first, end, write_first, write_end = visited_rows(bounds_ptr, index, samples, rows, score, PACKED, CHUNK)
+    sample, first, end, write_first, write_end = visited_rows(
+        bounds_ptr, index, samples, rows, parts, part_rows, score, PACKED
+    )
     dh_ptr += sample * dh_sample_stride
     gate_ptr += sample * gate_sample_stride
     up_ptr += sample * up_sample_stride
@@ -89,9 +93,9 @@ def gated_act_backward_kernel(
         if SCORE_UP:
             best_up = fold(best_up, up * d_up, keep, MAXIMUM)
     if SCORE_GATE:
-        tl.store(gate_score_ptr + sample * score_row_stride + cols, finish(best_gate, MAXIMUM), mask=inside)
+        tl.store(gate_score_ptr + index.to(tl.int64) * score_row_stride + cols, finish(best_gate, MAXIMUM), mask=inside)
     if SCORE_UP:
-        tl.store(up_score_ptr + sample * score_row_stride + cols, finish(best_up, MAXIMUM), mask=inside)
+        tl.store(up_score_ptr + index.to(tl.int64) * score_row_stride + cols, finish(best_up, MAXIMUM), mask=inside)
 
 
 def gated_act_backward(
@@ -157,14 +161,15 @@ def gated_act_backward_op(
     """The launch, on arguments that `gated_act_backward` has checked; names of scores are parted by commas."""
     rows, columns = dh.shape[-2:]
     packed = bounds is not None and dh.dim() == 2
-    programs = cdiv(rows, UNSCORED_ROWS) if bounds is None else len(bounds) - packed
+    samples, blocks = 1 if bounds is None else len(bounds) - packed, cdiv(columns, BLOCK_K)
+    parts = chunks(rows, UNSCORED_ROWS) if bounds is None else split(samples * blocks, rows)
     out = allocate.empty((*dh.shape[:-1], 2 * columns), gate.dtype, gate.device)
-    found = ScoreColumns(_names(scores), programs, columns, torch.float32, gate.device)
+    found = ScoreColumns(_names(scores), samples * parts.parts, columns, torch.float32, gate.device)
     if dh.numel() == 0:
-        return out, found.whole
+        return out, found.whole[:samples]
     strided = dh.dim() == 3
     with torch.cuda.device_of(dh):
-        gated_act_backward_kernel[(programs * cdiv(columns, BLOCK_K),)](
+        gated_act_backward_kernel[(samples * parts.parts * blocks,)](
             dh_ptr=dh,
             gate_ptr=gate,
             up_ptr=up,
@@ -172,8 +177,10 @@ def gated_act_backward_op(
             d_gate_up_ptr=out,
             gate_score_ptr=found.gate,
             up_score_ptr=found.up,
-            samples=programs,
+            samples=samples,
             rows=rows,
+            parts=parts.parts,
+            part_rows=parts.rows,
             columns=columns,
             dh_sample_stride=dh.stride(0) if strided else 0,
             dh_row_stride=dh.stride(-2),
@@ -187,12 +194,13 @@ def gated_act_backward_op(
             SCORE_UP=found.up is not None,
             PACKED=not strided,
             MAXIMUM=reduction == "max",
-            CHUNK=UNSCORED_ROWS,
             BLOCK_T=BLOCK_T,
             BLOCK_K=BLOCK_K,
             num_warps=WARPS,
         )
-    return out, found.filled()
+    if bounds is None:
+        return out, found.whole[:samples]
+    return out, merged(found.filled(), parts.parts, reduction)
 
 
 @fake_of(gated_act_backward_op)
@@ -206,6 +214,6 @@ def _(
     reduction: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     columns = dh.shape[-1]
-    rows = cdiv(dh.shape[-2], UNSCORED_ROWS) if bounds is None else bounds.shape[0] - (dh.dim() == 2)
-    found = gate.new_empty((rows, len(_names(scores)) * columns), dtype=torch.float32)
+    samples = 1 if bounds is None else bounds.shape[0] - (dh.dim() == 2)
+    found = gate.new_empty((samples, len(_names(scores)) * columns), dtype=torch.float32)
     return gate.new_empty((*dh.shape[:-1], 2 * columns)), found

@@ -25,7 +25,7 @@ from culnig_kernels.rotary import (
     table_strides,
 )
 from culnig_kernels.running import finish, fold, start, visited_rows
-from culnig_kernels.whole import cdiv
+from culnig_kernels.splitting import chunks, merged, split
 
 UNSCORED_ROWS = 64
 """Rows of a program when nothing is scored, and a head's rows need not be kept together."""
@@ -57,7 +57,7 @@ def store_scores(ptr, low, high, tail, half, rest, HALF: tl.constexpr, REST: tl.
     tl.store(ptr + 2 * half + more, finish(tail, MAXIMUM), mask=more < rest)
 
 
-@triton.jit(do_not_specialize=["samples", "rows", "heads", "queries", "turned"])
+@triton.jit(do_not_specialize=["samples", "rows", "parts", "part_rows", "heads", "queries", "turned"])
 def rotary_backward_kernel(
     d_q_ptr,  # [S, T, queries · (2 half + rest)]
     d_k_ptr,  # [S, T, (turned - queries) · (2 half + rest)]
@@ -68,9 +68,11 @@ def rotary_backward_kernel(
     weight_ptr,  # [2, 2 half + rest], when NORM; one row will do where all heads are queries
     bounds_ptr,  # [S], or [S+1] when PACKED; unused when nothing is scored
     dx_ptr,  # as x
-    score_ptr,  # [S, heads · (2 half + rest)] float32, when SCORE
+    score_ptr,  # [S · parts, heads · (2 half + rest)] float32, when SCORE
     samples,  # S
     rows,  # T
+    parts,  # of a sample's rows
+    part_rows,
     heads,
     queries,  # heads, the first ones, whose gradient is in d_q
     turned,  # heads, the first ones, that were normalised and rotated; the others' gradient is in d_v
@@ -96,14 +98,15 @@ def rotary_backward_kernel(
     SCORE: tl.constexpr,
     PACKED: tl.constexpr,
     MAXIMUM: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     HALF: tl.constexpr,
     REST: tl.constexpr,
 ):
     head = tl.program_id(0) % heads
     index = tl.program_id(0) // heads
-    sample, first, end, write_first, write_end = visited_rows(bounds_ptr, index, samples, rows, SCORE, PACKED, CHUNK)
+    sample, first, end, write_first, write_end = visited_rows(
+        bounds_ptr, index, samples, rows, parts, part_rows, SCORE, PACKED
+    )
     width = 2 * half + rest
     # Packed rows and tables have sample stride 0.
     if head < queries:
@@ -146,7 +149,7 @@ def rotary_backward_kernel(
             best_high = fold(best_high, x_high * high, keep, MAXIMUM)
             best_tail = fold(best_tail, x_tail * tail, keep, MAXIMUM)
     if SCORE:
-        score_ptr += (sample * heads + head) * width
+        score_ptr += (index.to(tl.int64) * heads + head) * width
         store_scores(score_ptr, best_low, best_high, best_tail, half, rest, HALF, REST, MAXIMUM)
 
 
@@ -278,14 +281,14 @@ def launch(
     rows, columns = x.shape[-2:]
     padded = x.dim() == 3
     samples = (x.shape[0] if padded else 1) if bounds is None else len(bounds) - (not padded)
-    scores = allocate.empty((0 if bounds is None else samples, columns), torch.float32, x.device)
+    count = columns // heads.dim
+    parts = chunks(rows, UNSCORED_ROWS) if bounds is None else split(samples * count, rows)
+    scores = allocate.empty((0 if bounds is None else samples * parts.parts, columns), torch.float32, x.device)
     if x.numel() == 0:
         return scores
-    count = columns // heads.dim
-    programs = samples * count * (cdiv(rows, UNSCORED_ROWS) if bounds is None else 1)
     d_q, d_k, d_v = gradients
     with torch.cuda.device_of(x):
-        rotary_backward_kernel[(programs,)](
+        rotary_backward_kernel[(samples * parts.parts * count,)](
             d_q_ptr=d_q,
             d_k_ptr=d_k,
             d_v_ptr=d_v,
@@ -298,6 +301,8 @@ def launch(
             score_ptr=scores,
             samples=samples,
             rows=rows,
+            parts=parts.parts,
+            part_rows=parts.rows,
             heads=count,
             queries=heads.queries,
             turned=heads.turned,
@@ -321,9 +326,8 @@ def launch(
             SCORE=bounds is not None,
             PACKED=not padded,
             MAXIMUM=reduction == "max",
-            CHUNK=UNSCORED_ROWS,
             BLOCK_T=BLOCK_T,
             num_warps=WARPS,
             **head_split(heads.dim, cos.shape[-1]),
         )
-    return scores
+    return scores if bounds is None else merged(scores, parts.parts, reduction)

@@ -32,27 +32,26 @@ def visited_rows(
     index,
     samples,
     rows,
+    parts,
+    part_rows,
     SCORE: tl.constexpr,
     PACKED: tl.constexpr,
-    CHUNK: tl.constexpr,
 ):
     """What the index-th program of a backward visits: (sample, first, end, write_first, write_end).
 
-    Gradients are written for every row, padding included, and scores taken from first…end alone. With nothing to
-    score, rows need not be kept together: a program then takes CHUNK of them.
+    Each sample is cut into parts. Gradients are written for every row, padding included, and scores taken from
+    first…end alone; with nothing to score, rows need not be kept together by sample.
     """
+    sample = (index // parts).to(tl.int64)
     if SCORE:
-        sample = index.to(tl.int64)
         first, end = scored_rows(bounds_ptr, sample, rows, PACKED)
-        write_first = tl.where(index == 0, 0, first) if PACKED else 0
-        write_end = tl.where(index == samples - 1, rows, end) if PACKED else rows
+        write_first = tl.where(sample == 0, 0, first) if PACKED else 0
+        write_end = tl.where(sample == samples - 1, rows, end) if PACKED else rows
     else:
-        chunks = tl.cdiv(rows, CHUNK)
-        sample = (index // chunks).to(tl.int64)
-        write_first = (index % chunks) * CHUNK
-        write_end = tl.minimum(write_first + CHUNK, rows)
-        first, end = write_first, write_end
-    return sample, first, end, write_first, write_end
+        first, end = 0, rows
+        write_first, write_end = 0, rows
+    write_first += (index % parts) * part_rows
+    return sample, first, end, write_first, tl.minimum(write_end, write_first + part_rows)
 
 
 @triton.jit
