@@ -169,7 +169,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert attribution_speed.main(["--device", str(GPU), *micro, "--methods", *methods, "--json", str(file)]) == 0
     document = json.loads(file.read_text())
     assert {row["method"]: row["status"] for row in document["rows"]} == dict.fromkeys(methods, "timed")
-    assert len(document["kernels"]) == 10
+    assert len(document["kernels"]) == 12
     assert all(row["gb_per_s"] > 0 and not row["note"] for row in document["kernels"]), document["kernels"]
 
 

@@ -50,11 +50,14 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
 
     lengths = torch.full((_SAMPLES,), _LENGTH, device=device)
     tokens, width = _SAMPLES * _LENGTH, dtype.itemsize
+    all_of_it = torch.full((1,), tokens, device=device)
     score_bytes = _SAMPLES * _COLUMNS * 4
     if run := _kernel("actgrad", "actgrad_reduce"):
         act, grad = rows(_COLUMNS), rows(_COLUMNS)
         moved = 2 * tokens * _COLUMNS * width + score_bytes
         yield Case("actgrad_max", lambda: run(act, grad, lengths), moved)
+        joined = [x.view(1, tokens, -1) for x in (act, grad)]
+        yield Case("actgrad_max_one_sample", lambda: run(*joined, all_of_it), moved - score_bytes + _COLUMNS * 4)
     if run := _kernel("accumulate", "accumulate"):
         scores = torch.randn(_SAMPLES, _COLUMNS, device=device)
         weight = torch.rand(_SAMPLES, dtype=torch.float64, device=device)
@@ -74,6 +77,13 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             "gated_act_backward_scored",
             lambda: run(dh, gate, up, lengths, scores=scored),
             moved + len(scored) * score_bytes,
+        )
+        long = [x.view(1, tokens, -1) for x in (dh, gate_up)]
+        halves = long[1].chunk(2, dim=-1)
+        yield Case(
+            "gated_act_backward_scored_one_sample",
+            lambda: run(long[0], *halves, all_of_it, scores=scored),
+            moved + len(scored) * _COLUMNS * 4,
         )
     yield from _norm_cases(rows, lengths, device, dtype)
 
