@@ -19,13 +19,11 @@ WARPS = 4
 
 
 @triton.jit
-def loaded(row_ptr, weight_ptr, group_ptr, sample, samples, group, cols, inside):
-    """Whether a sample is of this group, then its scores [BLOCK_K], and its weight."""
+def sample_of(weight_ptr, group_ptr, sample, samples, group):
+    """Whether a sample is of this group, and its weight."""
     there = sample < samples
     mine = there & (tl.load(group_ptr + sample, mask=there, other=-1) == group)
-    score = tl.load(row_ptr + cols, mask=inside & mine, other=0.0)
-    weight = tl.load(weight_ptr + sample, mask=there, other=0.0)
-    return mine, score, weight
+    return mine, tl.load(weight_ptr + sample, mask=there, other=0.0)
 
 
 @triton.jit
@@ -58,21 +56,29 @@ def accumulate_kernel(
     inside = cols < columns
     totals_ptr += group * totals_row_stride + cols
     total = tl.load(totals_ptr, mask=inside, other=0.0)
-    # Four samples are loaded before they are added: one at a time the program would wait for each in turn.
+    # Four samples are loaded before they are added, and the next four's groups and weights with them: a program waits
+    # for memory once in four samples. Which scores are read depends on the group, so that would be another wait.
+    mine_0, weight_0 = sample_of(weight_ptr, group_ptr, 0, samples, group)
+    mine_1, weight_1 = sample_of(weight_ptr, group_ptr, 1, samples, group)
+    mine_2, weight_2 = sample_of(weight_ptr, group_ptr, 2, samples, group)
+    mine_3, weight_3 = sample_of(weight_ptr, group_ptr, 3, samples, group)
+    scores_ptr += cols
     for first in range(0, samples, 4):
-        row_0 = scores_ptr
-        row_1 = row_0 + scores_row_stride
-        row_2 = row_1 + scores_row_stride
-        row_3 = row_2 + scores_row_stride
-        mine_0, score_0, weight_0 = loaded(row_0, weight_ptr, group_ptr, first + 0, samples, group, cols, inside)
-        mine_1, score_1, weight_1 = loaded(row_1, weight_ptr, group_ptr, first + 1, samples, group, cols, inside)
-        mine_2, score_2, weight_2 = loaded(row_2, weight_ptr, group_ptr, first + 2, samples, group, cols, inside)
-        mine_3, score_3, weight_3 = loaded(row_3, weight_ptr, group_ptr, first + 3, samples, group, cols, inside)
+        score_0 = tl.load(scores_ptr, mask=inside & mine_0, other=0.0)
+        score_1 = tl.load(scores_ptr + scores_row_stride, mask=inside & mine_1, other=0.0)
+        score_2 = tl.load(scores_ptr + 2 * scores_row_stride, mask=inside & mine_2, other=0.0)
+        score_3 = tl.load(scores_ptr + 3 * scores_row_stride, mask=inside & mine_3, other=0.0)
+        next_0, further_0 = sample_of(weight_ptr, group_ptr, first + 4, samples, group)
+        next_1, further_1 = sample_of(weight_ptr, group_ptr, first + 5, samples, group)
+        next_2, further_2 = sample_of(weight_ptr, group_ptr, first + 6, samples, group)
+        next_3, further_3 = sample_of(weight_ptr, group_ptr, first + 7, samples, group)
         total = added(total, mine_0, score_0, weight_0, CLAMP)
         total = added(total, mine_1, score_1, weight_1, CLAMP)
         total = added(total, mine_2, score_2, weight_2, CLAMP)
         total = added(total, mine_3, score_3, weight_3, CLAMP)
-        scores_ptr = row_3 + scores_row_stride
+        mine_0, mine_1, mine_2, mine_3 = next_0, next_1, next_2, next_3
+        weight_0, weight_1, weight_2, weight_3 = further_0, further_1, further_2, further_3
+        scores_ptr += 4 * scores_row_stride
     tl.store(totals_ptr, total, mask=inside)
 
 

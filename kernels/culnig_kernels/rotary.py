@@ -16,6 +16,9 @@ from culnig_kernels.whole import cdiv, next_power_of_2
 
 BLOCK_T = 16
 WARPS = 4
+HEADS = 8
+"""Heads of a program of the forward, for which it loads the angles once. With all heads in one, a batch of 8,192 tokens
+would have four programs a multiprocessor, each waiting for one head at a time."""
 
 
 @triton.jit
@@ -84,13 +87,17 @@ def rotary_kernel(
     offset,
     NORM: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    HEADS: tl.constexpr,
     HALF: tl.constexpr,
     REST: tl.constexpr,
 ):
-    # A program takes all heads of its tokens: the angles are loaded once.
+    # Neighbouring programs take the same tokens: what one loads of the angles the others find in the cache.
+    groups = tl.cdiv(heads, HEADS)
+    first = (tl.program_id(0) % groups) * HEADS
+    index = tl.program_id(0) // groups
     blocks = tl.cdiv(rows, BLOCK_T)
-    sample = (tl.program_id(0) // blocks).to(tl.int64)
-    at = ((tl.program_id(0) % blocks) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    sample = (index // blocks).to(tl.int64)
+    at = ((index % blocks) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     keep = at < rows
     width = 2 * half + rest
     cos_low, cos_high, _ = load_head(
@@ -101,7 +108,7 @@ def rotary_kernel(
     )
     x_ptr += sample * x_sample_stride
     out_ptr += sample * rows * heads * width
-    for head in range(heads):
+    for head in range(first, tl.minimum(first + HEADS, heads)):
         low, high, tail = load_head(x_ptr, at, x_row_stride, head, half, rest, HALF, REST, keep)
         if NORM:
             rstd = head_rstd(low, high, tail, width, eps)
@@ -189,17 +196,17 @@ def rotary_op(
     out = allocate.empty(x.shape, x.dtype, x.device)
     if x.numel() == 0:
         return out
-    samples, rows = (x.shape[0] if x.dim() == 3 else 1), x.shape[-2]
+    samples, rows, heads = (x.shape[0] if x.dim() == 3 else 1), x.shape[-2], x.shape[-1] // head_dim
     with torch.cuda.device_of(x):
-        rotary_kernel[(samples * cdiv(rows, BLOCK_T),)](
+        rotary_kernel[(samples * cdiv(rows, BLOCK_T) * cdiv(heads, HEADS),)](
             x_ptr=x,
             cos_ptr=cos,
             sin_ptr=sin,
             weight_ptr=None if weight is None else weight.contiguous(),
             out_ptr=out,
             rows=rows,
-            heads=x.shape[-1] // head_dim,
-            queries=first_rows(weight, queries, x.shape[-1] // head_dim),
+            heads=heads,
+            queries=first_rows(weight, queries, heads),
             x_sample_stride=x.stride(0) if x.dim() == 3 else 0,
             x_row_stride=x.stride(-2),
             cos_sample_stride=table_strides(cos)[0],
@@ -210,6 +217,7 @@ def rotary_op(
             offset=offset,
             NORM=weight is not None,
             BLOCK_T=BLOCK_T,
+            HEADS=HEADS,
             num_warps=WARPS,
             **head_split(head_dim, cos.shape[-1]),
         )

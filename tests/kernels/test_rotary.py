@@ -10,6 +10,7 @@ from checks import assert_as_exact_as_torch
 from culnig_kernels import reference
 from culnig_kernels.reference.norm import normalise, normalise_backward
 from culnig_kernels.reference.rotary import rotate, rotate_back
+from culnig_kernels.rotary import HEADS as HEADS_OF_A_PROGRAM
 from culnig_kernels.rotary import rotary
 from culnig_kernels.rotary_backward import rotary_backward
 from samples import DTYPES, draw, draw_slice, packed_bounds
@@ -177,3 +178,15 @@ def test_bad_arguments_are_named(device: torch.device) -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             rotary_backward(**{"d_out": x, **good, **options})
+
+
+def test_more_heads_than_a_program_takes(device: torch.device) -> None:
+    """Queries and keys side by side, the border between them inside a program's heads."""
+    heads, queries = 2 * HEADS_OF_A_PROGRAM + 3, HEADS_OF_A_PROGRAM + 3
+    x, weight = draw_slice((2, 21, heads * 16), torch.bfloat16, device), draw((2, 16), torch.bfloat16, device, 2)
+    cos, sin = angles((21, 12), torch.bfloat16, device)
+    got = rotary(x, cos, sin, 16, weight=weight, queries=queries)
+    exact = reference.rotary(x.double(), cos.double(), sin.double(), 16, weight=weight.double(), queries=queries)
+    own = weight[(torch.arange(heads, device=device) >= queries).long()]
+    normal, _ = normalise(x.unflatten(-1, (-1, 16)), own, 1e-6, 0.0)
+    assert_as_exact_as_torch("rotated", got, exact, rotate(normal, cos, sin).flatten(-2))
