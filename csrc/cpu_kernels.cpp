@@ -1,5 +1,5 @@
 // culnig_kernels._cpu: cpu/ for memory that torch owns, given by address and strides, with the GIL released.
-// kernels/culnig_kernels/native.py, the only caller, has checked shapes, types and layouts; nothing is checked here.
+// kernels/culnig_kernels/native/, the only caller, has checked shapes, types and layouts; nothing is checked here.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from culnig_kernels import allocate, validate
+from culnig_kernels.heads_backward import Heads, launch
 from culnig_kernels.operators import fake_of, operator
 from culnig_kernels.reference.qkv import check_qkv_backward
-from culnig_kernels.rotary_backward import Heads, launch
 
 
 def qkv_backward(

@@ -51,7 +51,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(found.parts)
         return found
 
-    for module in ("actgrad", "gated_act_backward", "rotary_backward"):
+    for module in ("actgrad", "gated_act_backward", "heads_backward"):
         monkeypatch.setattr(f"culnig_kernels.{module}.split", note)
     return seen
 
