@@ -134,8 +134,10 @@ def _check_head_norms(parts: LayerParts) -> None:
 def check_untouched(modules: Sequence[nn.Module]) -> None:
     """Raise NotFusable when something beside the module's own code runs with it."""
     for module in modules:
-        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if hooked or "forward" in vars(module) or hasattr(module, "parametrizations"):
+        # Asked of every module in every pass: its dictionaries answer at once, its own __getattr__ does not.
+        own = vars(module)
+        hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"]
+        if hooked or "forward" in own or "parametrizations" in own["_modules"]:
             raise NotFusable(f"{type(module).__name__} has hooks or a replaced forward, which fusing would skip")
 
 
