@@ -117,17 +117,17 @@ def find_parts(probe: LayerProbe, sites: Sequence[SiteLocation]) -> LayerParts:
             inside=tuple(probe.layer.modules())[1:],
         )
         norms.check_all_found(probe.layer)
-        _check_head_norms(parts)
+        check_head_norms(parts.query_norm, parts.key_norm, head_dim)
         return _with_positions(parts, trace, probe)
 
 
-def _check_head_norms(parts: LayerParts) -> None:
-    """Raise NotFusable unless queries and keys are normalised alike, each with a weight of its own, or not at all."""
-    settings = [None if norm is None else norm.settings for norm in (parts.query_norm, parts.key_norm)]
+def check_head_norms(query: Norm | None, key: Norm | None, head_dim: int) -> None:
+    """Raise NotFusable unless heads of queries and keys are normalised alike, each by a weight of its own, or not."""
+    settings = [None if norm is None else norm.settings for norm in (query, key)]
     if settings[0] != settings[1]:
         raise NotFusable("its queries and its keys are normalised in different ways")
-    for norm in (parts.query_norm, parts.key_norm):
-        if norm is not None and norm.module.weight.shape != (parts.head_dim,):
+    for norm in (query, key):
+        if norm is not None and norm.module.weight.shape != (head_dim,):
             raise NotFusable("its queries and keys are normalised across heads")
 
 

@@ -15,6 +15,8 @@ from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
 from culnig_fast.fused.joining import joined, overlapping
+from culnig_fast.fused.parts import Norm, check_head_norms
+from culnig_fast.fused.trace import NotFusable
 
 TOKENIZER = make_tokenizer()
 QUESTIONS = make_questions(7)
@@ -65,6 +67,18 @@ def test_a_multiplied_residual_is_seen_by_the_proof() -> None:
     assert list(fusion_of(model)["taps"]) == [
         "it computes something else than a gated MLP and rotary attention between RMS norms"
     ]
+
+
+def test_queries_and_keys_must_be_normalised_alike() -> None:
+    model = families.placed("qwen3")
+    model.model.layers[0].self_attn.k_norm.variance_epsilon *= 100
+    assert fusion_of(model)["taps"] == {"its queries and its keys are normalised in different ways": [0]}
+
+
+def test_a_norm_across_heads_is_told_from_one_of_each_head() -> None:
+    across = Norm(torch.nn.RMSNorm(64), 1e-6, 0.0)
+    with pytest.raises(NotFusable, match="across heads"):
+        check_head_norms(across, across, head_dim=16)
 
 
 def test_eager_attention_stays_on_taps() -> None:
