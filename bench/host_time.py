@@ -16,7 +16,7 @@ from harness.front import add_output, command, status
 
 EXAMPLE = """example:
   python bench/host_time.py                                      half a minute
-  python bench/host_time.py --shapes llama-3.1-8b --methods taps fused --json host_time.json
+  python bench/host_time.py --shapes llama-3.1-8b --methods kernels fused --json host_time.json
 
 Exits with 2 on bad input."""
 
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--methods",
         nargs="+",
-        default=["hooks", "taps", "fused"],
+        default=["hooks", "kernels", "fused"],
         metavar="NAME",
         help="beside bare (default: %(default)s)",
     )

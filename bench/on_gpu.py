@@ -65,6 +65,7 @@ STEPS = (
     Step("speed-27b", _speed("gemma-3-27b", "--repeats", "3"), 300, measures=True),
     Step("engine", _tests("fused", "test_fidelity.py"), 180),
     Step("speed-0.6b", _speed("qwen3-0.6b"), 120, measures=True),
+    Step("host", ("bench/host_time.py", "--device", "cuda"), 120, measures=True),
     Step("tokens", _speed("llama-3.1-8b", "--tokens", "8192", "--sweep", "tokens", *_OURS), 120, measures=True),
     Step("peers", ("bench/peers.py", "--device", "cuda", "--shape", "llama-3.1-8b", "--tokens", "4096"), 180, True),
     Step("size", _speed("llama-3.1-8b", "--sweep", "size", *_OURS), 300, measures=True),

@@ -23,21 +23,16 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_launches_of_a_layer(tmp_path: Path) -> None:
     """Five scores and two additions on taps. Fused: two norms, q|k turned and the gate, each way, and two additions."""
     file = tmp_path / "out.json"
-    done = bench(
-        "--shapes", "llama-3.1-8b", "gemma-3-27b", "--methods", "taps", "fused", "kernels", "--json", str(file)
-    )
+    done = bench("--shapes", "llama-3.1-8b", "gemma-3-27b", "--methods", "kernels", "fused", "--json", str(file))
     assert done.returncode == 0, done.stderr
     document = json.loads(file.read_text())
     rows = {(row["shape"], row["method"]): row for row in document["rows"]}
     launches = {key: row["launches_per_layer"] for key, row in rows.items()}
     assert launches == {
-        ("llama-3.1-8b", "bare"): 0, ("llama-3.1-8b", "taps"): 7, ("llama-3.1-8b", "fused"): 10,
-        ("llama-3.1-8b", "kernels"): None,
-        ("gemma-3-27b", "bare"): 0, ("gemma-3-27b", "taps"): 7, ("gemma-3-27b", "fused"): 14,
-        ("gemma-3-27b", "kernels"): None,
+        ("llama-3.1-8b", "bare"): 0, ("llama-3.1-8b", "kernels"): 7, ("llama-3.1-8b", "fused"): 10,
+        ("gemma-3-27b", "bare"): 0, ("gemma-3-27b", "kernels"): 7, ("gemma-3-27b", "fused"): 14,
     }  # fmt: skip
     assert rows["gemma-3-27b", "bare"]["over_bare"] == 1
-    assert rows["gemma-3-27b", "kernels"]["note"] == "needs a CUDA device"
     assert not document["launched"] and document["environment"]["torch"]
     assert "Triton launches" in done.stdout
 
