@@ -74,7 +74,8 @@ def check(given: dict[str, Any], lengths: list[int], reduction: str = "max") -> 
     assert_as_exact_as_torch("gradient", gradient, exact[0], plain[0])
     assert_as_exact_as_torch("score", scores, *(reduced(p[1], lengths, reduction) for p in (exact, plain)))
     alone, none = qkv_backward(**given)
-    assert none is None and torch.equal(alone, gradient)
+    assert none is None  # without scores it is another kernel, in which a compiler may round otherwise
+    assert_as_exact_as_torch("gradient alone", alone, exact[0], plain[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
