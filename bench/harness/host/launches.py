@@ -19,6 +19,9 @@ from culnig_kernels import validate
 
 from culnig_fast import backend
 
+_DEVICE = 0
+"""Number of the device that does nothing."""
+
 
 class Switch:
     """Operations that run on the CPU until `on`, and from then on are launched and compute nothing."""
@@ -59,15 +62,16 @@ def to_nowhere(compiled: Callable[[str, Any], None] = lambda kernel, key: None) 
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    def compile_nothing(self: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
-        compiled(self.__name__, key)
-        self.device_caches[_Driver().get_current_device()][0][key] = _Compiled()
-        return _Compiled()
-
-    previous = driver._active if hasattr(driver, "_active") else None
     with contextlib.ExitStack() as stack:
+
+        def compile_nothing(self: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
+            compiled(self.__name__, key)
+            stack.callback(self.device_caches.clear)  # or a real launch would later find what does nothing
+            self.device_caches[_DEVICE][0][key] = _Compiled()
+            return _Compiled()
+
+        stack.callback(setattr, driver, "_active", driver._active)
         driver.set_active(_Driver())
-        stack.callback(lambda: setattr(driver, "_active", previous))
         stack.enter_context(mock.patch.object(JITFunction, "_do_compile", compile_nothing))
         stack.enter_context(mock.patch.object(validate, "interpreted", lambda: True))
         # On a GPU lengths and groups are not looked at, for the host would wait for them.
@@ -114,7 +118,7 @@ class _Driver:
         return GPUTarget("cuda", 90, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return _DEVICE
 
     def get_current_stream(self, device: int) -> int:
         return 0
