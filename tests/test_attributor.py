@@ -50,7 +50,7 @@ def test_the_model_is_left_as_it_was_when_something_raises(where: str, monkeypat
     if where == "forward":
         monkeypatch.setattr("culnig_fast.last_position.LastPosition.logits", fail)
     elif where == "backward":
-        monkeypatch.setattr("culnig_kernels.native.actgrad_reduce", fail)
+        monkeypatch.setattr("culnig_kernels.native.qkv_backward", fail)
     else:
         monkeypatch.setattr("culnig_fast.attributor.attach_taps", fail)
     with pytest.raises(RuntimeError, match="on purpose"):

@@ -39,10 +39,12 @@ def fails_above(tokens: int) -> Any:
 def limited(model: Any, where: str, tokens: int) -> Iterator[None]:
     """Memory for so many padded tokens in one layer's forward, or in its backward after later layers were scored."""
     check = fails_above(tokens)
-    if where == "within a fused layer":  # its v is scored last
-        original = native.actgrad_reduce
+    if where == "within a fused layer":  # its projections are scored last
+        original = native.qkv_backward
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native, "actgrad_reduce", lambda act, *args: (check(act), original(act, *args))[1])
+            patch.setattr(
+                native, "qkv_backward", lambda qkv, *args, **options: (check(qkv), original(qkv, *args, **options))[1]
+            )
             yield
         return
     layer = model.model.layers[0] if where != "forward" else model.model.layers[1]
