@@ -58,21 +58,21 @@ def resolve(backend: str) -> Operations:
     """
     if backend not in BACKENDS:
         raise CulnigError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    with_triton = importlib.util.find_spec("triton") is not None
     if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not with_triton:
             raise CulnigError("backend 'triton' needs the triton package, which is not installed; use 'auto'")
         if not torch.cuda.is_available() and not validate.interpreted():
             raise CulnigError("backend 'triton' needs a CUDA device and there is none; use 'auto' or 'reference'")
-    return Operations(**{field.name: _dispatch(field.name, backend) for field in fields(Operations)})
+    return Operations(**{field.name: _dispatch(field.name, backend, with_triton) for field in fields(Operations)})
 
 
-def _dispatch(name: str, backend: str) -> Callable[..., Any]:
+def _dispatch(name: str, backend: str, with_triton: bool) -> Callable[..., Any]:
     """One operation, which looks at its first tensor to decide where it runs."""
     plain: Callable[..., Any] = getattr(reference, name)
     if backend == "reference":
         return plain
     on_cpu: Callable[..., Any] = getattr(native, name, plain)
-    with_triton = importlib.util.find_spec("triton") is not None
 
     @functools.cache
     def launcher() -> Callable[..., Any]:

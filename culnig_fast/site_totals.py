@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +17,16 @@ from culnig_fast.divided import Division
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout, NeuronSite
 from culnig_fast.quantised import device_of
+
+_Key = tuple[int, str]
+"""Of a block: layer, and path of the module that the sites sit in."""
+
+
+class _Place(NamedTuple):
+    """Where a site's totals are: in which block, and its columns there."""
+
+    block: _Key
+    columns: slice
 
 
 class SiteTotals:
@@ -41,39 +52,40 @@ class SiteTotals:
         self.locations, self.layout, self.n_groups = tuple(locations), layout, n_groups
         self._division = division
         self.device: torch.device | None = None
+        self._sites: dict[_Key, list[SiteLocation]] = {}
+        self._places: dict[NeuronSite, _Place] = {}
         self._blocks: dict[_Key, torch.Tensor] = {}
-        self._widths: dict[_Key, int] = {}
-        self._columns: dict[NeuronSite, slice] = {}
-        self._in_block: dict[_Key, list[SiteLocation]] = {}
         for location in self.locations:
-            self._in_block.setdefault(_key(location), []).append(location)
-            start = self._widths.get(_key(location), 0)
-            self._columns[location.site] = slice(start, start + location.width)
-            self._widths[_key(location)] = start + location.width
+            key = location.site.layer_idx, location.site.module_name.rpartition(".")[0]
+            block = self._sites.setdefault(key, [])
+            start = self._places[block[-1].site].columns.stop if block else 0
+            self._places[location.site] = _Place(key, slice(start, start + location.width))
+            block.append(location)
 
     def of(self, location: SiteLocation, device: torch.device | None = None) -> torch.Tensor:
         """A site's totals; its block is moved to `device` where that is given, and starts where its weights are."""
-        return self._block(location, device)[:, self._columns[location.site]]
+        return self._block(location, device)[:, self._places[location.site].columns]
 
     def neighbours(self, location: SiteLocation) -> Sequence[SiteLocation]:
         """The sites that lie side by side with this one, itself among them, in their order."""
-        return self._in_block[_key(location)]
+        return self._sites[self._places[location.site].block]
 
     def together(self, locations: Sequence[SiteLocation], device: torch.device) -> torch.Tensor | None:
         """The totals [n_groups, ΣK] of sites that lie side by side in this order; None when these do not."""
-        columns = [self._columns[location.site] for location in locations]
-        apart = any(one.stop != other.start for one, other in itertools.pairwise(columns))
-        if apart or len({_key(location) for location in locations}) > 1:
-            return None
-        return self._block(locations[0], device)[:, columns[0].start : columns[-1].stop]
+        places = [self._places[location.site] for location in locations]
+        for one, other in itertools.pairwise(places):
+            if one.block != other.block or one.columns.stop != other.columns.start:
+                return None
+        return self._block(locations[0], device)[:, places[0].columns.start : places[-1].columns.stop]
 
     def _block(self, location: SiteLocation, device: torch.device | None) -> torch.Tensor:
-        device, key = self.device or device, _key(location)
+        device, key = self.device or device, self._places[location.site].block
         if key not in self._blocks:
             where = device or device_of(location.module)
             # Weights that are fetched when their layer runs are on no device until then.
             where = torch.device("cpu") if where.type == "meta" else where
-            self._blocks[key] = torch.zeros((self.n_groups, self._widths[key]), dtype=torch.float64, device=where)
+            width = sum(one.width for one in self._sites[key])
+            self._blocks[key] = torch.zeros((self.n_groups, width), dtype=torch.float64, device=where)
         if device is not None and self._blocks[key].device != device:
             self._blocks[key] = self._blocks[key].to(device)
         return self._blocks[key]
@@ -111,11 +123,3 @@ class SiteTotals:
         if location.held is None or self._division is None:
             return own
         return self._division.whole(own)
-
-
-_Key = tuple[int, str]
-"""Of a block: layer, and path of the module that the sites sit in."""
-
-
-def _key(location: SiteLocation) -> _Key:
-    return location.site.layer_idx, location.site.module_name.rpartition(".")[0]

@@ -25,9 +25,6 @@ WARPS = 4
 """16 elements a thread: five tiles and two running maxima then fit without spilling;
 tests/kernels/test_compile.py holds the configuration to that."""
 
-UNSCORED_ROWS = 64
-"""Rows of a program when nothing is scored, and rows need not be kept together by sample."""
-
 
 @triton.jit(do_not_specialize=["samples", "rows", "parts", "part_rows"])
 def gated_act_backward_kernel(
@@ -162,7 +159,7 @@ def gated_act_backward_op(
     rows, columns = dh.shape[-2:]
     packed = bounds is not None and dh.dim() == 2
     samples, blocks = 1 if bounds is None else len(bounds) - packed, cdiv(columns, BLOCK_K)
-    parts = chunks(rows, UNSCORED_ROWS) if bounds is None else split(samples * blocks, rows)
+    parts = chunks(rows) if bounds is None else split(samples * blocks, rows)
     out = allocate.empty((*dh.shape[:-1], 2 * columns), gate.dtype, gate.device)
     found = ScoreColumns(_names(scores), samples * parts.parts, columns, torch.float32, gate.device)
     if dh.numel() == 0:

@@ -25,9 +25,6 @@ from culnig_kernels.rotary import (
 from culnig_kernels.running import finish, fold, start, visited_rows
 from culnig_kernels.splitting import chunks, merged, split
 
-UNSCORED_ROWS = 64
-"""Rows of a program when nothing is scored, and a head's rows need not be kept together."""
-
 
 @triton.jit
 def norm_backward(low, high, tail, x_low, x_high, x_tail, width, eps):
@@ -197,7 +194,7 @@ def launch(
     padded = x.dim() == 3
     samples = (x.shape[0] if padded else 1) if bounds is None else len(bounds) - (not padded)
     count = columns // heads.dim
-    parts = chunks(rows, UNSCORED_ROWS) if bounds is None else split(samples * count, rows)
+    parts = chunks(rows) if bounds is None else split(samples * count, rows)
     scores = allocate.empty((0 if bounds is None else samples * parts.parts, columns), torch.float32, x.device)
     if x.numel() == 0:
         return scores

@@ -1,7 +1,7 @@
 """The operations as operators of torch, which torch.compile, export and profilers see.
 
-`torch.library.custom_op` would do the same for 12 to 40 µs a call on the host; a model's layer makes some twenty, and
-a small model's layer is done on a GPU in the time of a few. What it adds is not needed here: launchers refuse
+`torch.library.custom_op` would do the same for 12 to 40 µs a call on the host; a model's layer makes some ten, and a
+small model's layer is done on a GPU in the time of a few. What it adds is not needed here: launchers refuse
 gradients themselves, return new tensors and name what they write to.
 """
 

@@ -18,6 +18,9 @@ ENOUGH_PROGRAMS = 528
 LEAST_ROWS = 128
 """Of a part: below that, beginning and ending a program weighs on the bytes that it reads."""
 
+UNSCORED_ROWS = 64
+"""Of a part where nothing is scored, and rows need not be kept together by sample."""
+
 _TILE_ROWS = 64
 """Parts are whole tiles of every kernel."""
 
@@ -43,9 +46,9 @@ def split(programs: int, rows: int) -> Split:
     return Split(cdiv(rows, each), each)
 
 
-def chunks(rows: int, each: int) -> Split:
-    """Parts of a fixed size, where nothing is scored."""
-    return Split(max(1, cdiv(rows, each)), each)
+def chunks(rows: int) -> Split:
+    """Parts where nothing is scored."""
+    return Split(max(1, cdiv(rows, UNSCORED_ROWS)), UNSCORED_ROWS)
 
 
 def merged(found: torch.Tensor, parts: int, reduction: str) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from checks import assert_as_exact_as_torch
-from culnig_kernels import cpu, native, reference
+from culnig_kernels import compiled, native, reference
 from culnig_kernels.actgrad import actgrad_reduce
 from culnig_kernels.qkv_backward import qkv_backward
 from culnig_kernels.reference.norm import normalise_backward
@@ -117,21 +117,24 @@ def test_it_is_what_the_single_operations_give(kind: tuple[Any, ...], device: to
     assert torch.equal(turned, torch.cat(alone, dim=-1))
 
 
-@pytest.mark.parametrize("where", [reference, cpu, native])
+@pytest.mark.parametrize("where", ["reference", "blocks", "native"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_on_a_cpu(dtype: torch.dtype, kind: tuple[Any, ...], where: Any) -> None:
+def test_on_a_cpu(dtype: torch.dtype, kind: tuple[Any, ...], where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain torch, blocks of it where no compiled kernel is, and the compiled kernels."""
+    home = reference if where == "reference" else native
+    if where == "blocks":
+        monkeypatch.setenv(compiled.LEVEL_VARIABLE, "none")
     given, lengths = inputs((3, 63), kind, dtype, torch.device("cpu")), [1, 63, 20]
     exact, plain = formula(wide(given)), formula(given)
-    operation = getattr(where, "qkv_backward", reference.qkv_backward)
     for reduction in ("max", "sum"):
-        gradient, scores = operation(**given, lengths=torch.tensor(lengths), score=True, reduction=reduction)
+        gradient, scores = home.qkv_backward(**given, lengths=torch.tensor(lengths), score=True, reduction=reduction)
         assert_as_exact_as_torch("gradient", gradient, exact[0], plain[0])
         assert_as_exact_as_torch("score", scores, *(reduced(p[1], lengths, reduction) for p in (exact, plain)))
     both = {"weight": given["weight"], "offset": given["offset"], "queries": QUERIES}
     heads = given["qkv"][..., : (QUERIES + KEYS) * kind[0]]
     alone = reference.rotary(heads, given["cos"], given["sin"], kind[0], **both)
-    turned = where.rotary(heads, given["cos"], given["sin"], kind[0], **both)
+    turned = home.rotary(heads, given["cos"], given["sin"], kind[0], **both)
     torch.testing.assert_close(turned, alone, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any
 from unittest import mock
 
@@ -28,19 +27,14 @@ class Switch:
 
     def __init__(self) -> None:
         self.on = False
-        self._launched = {name: getattr(resolve_anyhow(), name) for name in self._names()}
-        self._computed = {name: getattr(backend.resolve("auto"), name) for name in self._names()}
-
-    @staticmethod
-    def _names() -> list[str]:
-        return [field.name for field in fields(backend.Operations)]
+        self._launched, self._computed = vars(resolve_anyhow()), vars(backend.resolve("auto"))
 
     def _run(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return (self._launched if self.on else self._computed)[name](*args, **kwargs)
 
     def operations(self, name: str) -> backend.Operations:
         """In the place of `backend.resolve`."""
-        return backend.Operations(**{each: functools.partial(self._run, each) for each in self._names()})
+        return backend.Operations(**{each: functools.partial(self._run, each) for each in self._computed})
 
 
 def resolve_anyhow() -> backend.Operations:

@@ -87,10 +87,10 @@ def by_parts(
         if d is None:
             continue
         columns = slice(start, start + d.shape[-1])
-        norm = {} if weight is None else {"weight": weight[row], "eps": eps, "offset": offset}
+        own = None if weight is None else weight[row]
         _, found = rotary_backward(
             d, qkv[..., columns], cos, sin, head_dim, lengths,
-            score=score, reduction=reduction, out=out[..., columns], **norm, **bounds,
+            score=score, reduction=reduction, out=out[..., columns], weight=own, eps=eps, offset=offset, **bounds,
         )  # fmt: skip
         scores.append(found)
         start = columns.stop
