@@ -19,6 +19,7 @@ from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_para
 from culnig_fast.mixtures.experts import Routing
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import NeuronSite
+from culnig_fast.overwriting import overwritten
 from culnig_fast.positions import FUSED_REDUCTIONS, check_reduction, counted
 from culnig_fast.quantised import check_gradients
 from culnig_fast.recompute import recomputed_layers
@@ -226,15 +227,20 @@ class Attributor:
         """Start from earlier totals, float64 [n_groups, neurons]; CulnigError when the shape does not fit."""
         self._totals.restore(totals)
 
-    def _few_logits(self, head: LastPosition) -> torch.Tensor:
-        """Logits of two short samples."""
+    def _few_logits(self, head: LastPosition, back: bool = False) -> torch.Tensor:
+        """Logits of two short samples; with `back`, gradients pass through the layers too, and nothing is added."""
         device = self.architecture.embedding.weight.device
         vocabulary = int(self.architecture.embedding.weight.shape[0])
         input_ids = (torch.arange(3, 9, device=device) % vocabulary).view(2, 3)
         lengths = torch.tensor([3, 2], device=device)
         self._scorer.begin(lengths, input_ids.shape[1])
         try:
-            return head.logits(input_ids, lengths)
+            logits = head.logits(input_ids, lengths)
+            if back:
+                watched = self._scorer.watched
+                self.backward(logits.logsumexp(-1), added={location.site for location in self.locations})
+                self._scorer.watched = watched
+            return logits
         finally:
             self._scorer.end()
 
@@ -247,7 +253,8 @@ class Attributor:
         else:
             self.fusion = Fusion(reasons=dict.fromkeys(range(len(self.architecture.layers)), reason))
         on_taps = [location for location in self.locations if location.site.layer_idx not in self.fusion.layers]
-        for handle in attach_taps(on_taps, self._on_tap):
+        copied = overwritten(on_taps, lambda: self._few_logits(head, back=True)) if on_taps else []
+        for handle in attach_taps(on_taps, self._on_tap, copied=copied):
             stack.callback(handle.remove)
         if self.recompute:
             stack.enter_context(recomputed_layers(self.architecture.layers))

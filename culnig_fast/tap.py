@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.mixtures.experts import Change, Routing
+from culnig_fast.mixtures.experts import Routing
 
 
 class Location(Protocol):
@@ -36,6 +36,8 @@ L = TypeVar("L", bound=Location)
 Score = Callable[..., None]
 """Receives a location, its activation [S, ..., K] and the gradient [S, ..., K] that has just arrived there; of routed
 experts activation and gradient [rows, K] and, as a fourth argument, the `Routing` of the rows."""
+Guard = Callable[[list[L], torch.Tensor], Callable[[torch.Tensor], None]]
+"""Receives a tensor's locations and the tensor as it passes; gives what is called with it when its gradient comes."""
 
 
 class _Tap(torch.autograd.Function):
@@ -127,63 +129,53 @@ def hook_tensor(module: nn.Module, side: str, change: Callable[[torch.Tensor], t
 
 def attach_taps(
     locations: Sequence[L],
-    score: Callable[[L, torch.Tensor, torch.Tensor], None],
+    score: Score,
     *,
     anchor: torch.Tensor | None = None,
-    copied: bool = False,
+    copied: Container[L] = (),
+    guard: Guard[L] | None = None,
 ) -> list[Any]:
-    """Hook a tap on every module that holds one of the locations; those of one tensor share one.
+    """Hook a tap on every tensor that holds one of the locations; those of one tensor share one.
 
     Which tensor of a module's is meant, see `hook_tensor`.
 
     Args:
         locations: where.
         score: what is called for each, in backward.
-        anchor, copied: see `tapped`.
+        anchor: see `tapped`.
+        copied: the locations of tensors that are handed on as copies, see `tapped`.
+        guard: looks at each tensor as it passes, and again before it is scored.
 
     Returns:
         hook handles; remove them to undo.
     """
-    outputs: dict[nn.Module, list[L]] = {}
-    inputs: dict[nn.Module, list[L]] = {}
-    routed = [location for location in locations if getattr(location, "experts", None) is not None]
+    tensors: dict[tuple[nn.Module, str, str | None], list[Any]] = {}
     for location in locations:
-        if getattr(location, "experts", None) is not None:
-            continue
-        (outputs if location.tensor == "output" else inputs).setdefault(location.module, []).append(location)
-
-    def tap(sites: Sequence[L], activation: torch.Tensor) -> torch.Tensor:
-        def show(activation: torch.Tensor, grad: torch.Tensor) -> None:
-            for site in sites:
-                score(site, activation[..., site.columns], grad[..., site.columns])
-
-        return tapped(activation, show, anchor=anchor, copied=copied)
-
-    handles = _attach_expert_taps(routed, score)
-    for side, found in (("output", outputs), ("input", inputs)):
-        handles += [hook_tensor(module, side, partial(tap, sites)) for module, sites in found.items()]
-    return handles
-
-
-def _attach_expert_taps(locations: Sequence[Any], score: Score) -> list[Any]:
-    """The same on routed experts, one tap for the sites of one tensor."""
-    places: dict[tuple[nn.Module, str, Literal["output", "input"]], list[Any]] = {}
-    for location in locations:
-        places.setdefault((location.module, location.part, location.tensor), []).append(location)
-
-    def taps_of(sites: list[Any]) -> Change:
-        def change(values: torch.Tensor, routing: Routing) -> torch.Tensor:
-            def show(act: torch.Tensor, grad: torch.Tensor) -> None:
-                for site in sites:
-                    score(site, act[..., site.columns], grad[..., site.columns], routing)
-
-            return tapped(values, show)
-
-        return change
-
+        part = None if getattr(location, "experts", None) is None else location.part  # type: ignore[attr-defined]
+        tensors.setdefault((location.module, location.tensor, part), []).append(location)
     handles = []
-    for (_, part, tensor), sites in places.items():
-        experts = sites[0].experts
-        if experts is not None:
-            handles.append(experts.attach(part, tensor, taps_of(sites)))
+    for (module, tensor, part), sites in tensors.items():
+        tap = partial(_tap, sites, score, anchor, any(site in copied for site in sites), guard)
+        handles.append(hook_tensor(module, tensor, tap) if part is None else sites[0].experts.attach(part, tensor, tap))
     return handles
+
+
+def _tap(
+    sites: list[L],
+    score: Score,
+    anchor: torch.Tensor | None,
+    copied: bool,
+    guard: Guard[L] | None,
+    activation: torch.Tensor,
+    *routing: Routing,
+) -> torch.Tensor:
+    """A tensor of these sites, tapped; `routing` comes with rows of routed experts."""
+    look_again = None if guard is None else guard(sites, activation)
+
+    def show(activation: torch.Tensor, grad: torch.Tensor) -> None:
+        if look_again is not None:
+            look_again(activation)
+        for site in sites:
+            score(site, activation[..., site.columns], grad[..., site.columns], *routing)
+
+    return tapped(activation, show, anchor=anchor, copied=copied)

@@ -16,6 +16,7 @@ from culnig_fast.last_position import frozen_parameters
 from culnig_fast.modules.attributor import overwrites
 from culnig_fast.modules.reduction import checked_batch, reduced
 from culnig_fast.modules.sites import ModuleSite
+from culnig_fast.overwriting import OverwrittenError
 from culnig_fast.positions import check_reduction
 from culnig_fast.tap import was_overwritten
 from culnig_fast.wrappers import module_of, named_by_torch, unwrapped
@@ -48,6 +49,9 @@ class LayerActGrad:
             raise CulnigError("no layer was given; name the modules to attribute to")
         self.layers = [self._module(layer) for layer in given]
         self.names = [self._name(layer, number) for number, layer in enumerate(self.layers)]
+        # Whether the model writes over what its layers hand on; the first run tells where no module says so.
+        self._copied = overwrites(self.model) if isinstance(self.model, nn.Module) else False
+        self._looked = False
 
     def attribute(
         self,
@@ -130,14 +134,15 @@ class LayerActGrad:
         def score(layer: int, entry: int, act: torch.Tensor, grad: torch.Tensor) -> None:
             found[layer] = reduced(sites[layer], act, grad, batch, ops, reduction)
 
-        copied = overwrites(self.model) if isinstance(self.model, nn.Module) else False
         call = (inputs, target, additional_forward_args, attribute_to_layer_input, score)
         try:
-            self._run(*call, copied=copied, first_alone=True)
-        except RuntimeError as error:
-            if not was_overwritten(error):
+            self._run(*call, copied=self._copied, guarded=not self._looked, first_alone=True)
+        except (RuntimeError, OverwrittenError) as error:
+            if not (isinstance(error, OverwrittenError) or was_overwritten(error)):
                 raise
+            self._copied = True
             self._run(*call, copied=True, first_alone=True)
+        self._looked = True
         self._check_reached(found)
         return found[0] if self.alone else [found[number] for number in range(len(self.layers))]
 
@@ -150,12 +155,13 @@ class LayerActGrad:
         show: Show,
         *,
         copied: bool,
+        guarded: bool = False,
         first_alone: bool = False,
     ) -> list[dict[int, torch.Tensor]]:
         """Forward and backward with taps on; of each layer, the tensors tapped."""
         given = inputs if isinstance(inputs, tuple) else (inputs,)
         more = further if isinstance(further, tuple) else () if further is None else (further,)
-        taps = LayerTaps(self.layers, show, of_input=of_input, copied=copied, first_alone=first_alone)
+        taps = LayerTaps(self.layers, show, of_input=of_input, copied=copied, guarded=guarded, first_alone=first_alone)
         with contextlib.ExitStack() as stack:
             if isinstance(self.model, nn.Module):
                 stack.enter_context(frozen_parameters(self.model))

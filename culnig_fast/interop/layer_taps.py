@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from culnig_fast.overwriting import remembered
 from culnig_fast.tap import tapped
 
 Show = Callable[[int, int, torch.Tensor, torch.Tensor], None]
@@ -27,6 +28,7 @@ class LayerTaps:
         show: called once for each tensor of each layer's last run, where a gradient came.
         of_input: tap what the layers take in, by position, not what they put out.
         copied: hand copies of outputs on, for consumers that overwrite them; of inputs always.
+        guarded: raise OverwrittenError where outputs that are handed on themselves are overwritten.
         first_alone: only the first floating tensor of a tuple.
 
     Attributes:
@@ -34,9 +36,17 @@ class LayerTaps:
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], show: Show, *, of_input: bool, copied: bool, first_alone: bool
+        self,
+        layers: Sequence[nn.Module],
+        show: Show,
+        *,
+        of_input: bool,
+        copied: bool,
+        guarded: bool,
+        first_alone: bool,
     ) -> None:
         self.layers, self.show, self.of_input, self.copied = layers, show, of_input, copied
+        self._guarded = guarded and not copied
         self.seen: list[dict[int, torch.Tensor]] = [{} for _ in layers]
         self._places = slice(1) if first_alone else slice(None)
         self._anchor = torch.zeros((), requires_grad=True)
@@ -84,7 +94,11 @@ class LayerTaps:
         entries = output if isinstance(output, tuple) else (output,)
         run = self._run_of(number, entries)
 
+        looks = {i: remembered(f"layer {number}", x) for i, x in run.items()} if self._guarded else {}
+
         def show(entry: int, act: torch.Tensor, grad: torch.Tensor) -> None:
+            if entry in looks:
+                looks[entry](act)
             if self.seen[number] is run:
                 self.show(number, entry, act, grad)
 

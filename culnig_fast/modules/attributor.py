@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from culnig_fast.modules.reduction import BatchPositions, checked_batch, reduced
 from culnig_fast.modules.scores import ModuleScores
 from culnig_fast.modules.sites import ModuleLayout, ModuleSite, SiteLike, resolve_sites
 from culnig_fast.modules.totals import Found, GroupTotals, checked_objective, joined
+from culnig_fast.overwriting import remembered
 from culnig_fast.positions import check_reduction
 from culnig_fast.sample_weights import SampleWeights
 from culnig_fast.tap import attach_taps, was_overwritten
@@ -59,8 +60,8 @@ class ModuleAttributor:
         backend: see `backend.resolve`.
         watch: (path, column) or (path, column, side) of neurons of which each sample's own score is kept, in `scores`;
             or a `ModuleNeurons` set.
-        copied: hand copies of the tapped tensors on, for models that overwrite them (`inplace=True`); None looks
-            for modules that say so, and misses functions that do.
+        copied: hand copies of the tapped tensors on, for models that overwrite them; None does so where a module says
+            that it does (`inplace=True`), and looks on the first batch whether others do.
         modules: other names for the model's modules, which `sites` then use; None means `named_modules()`.
 
     Raises:
@@ -85,6 +86,7 @@ class ModuleAttributor:
         self._places = [_Place(number, site, module) for number, (site, module) in enumerate(resolved)]
         self._watch = [tuple(one)[:3] for one in watch]
         self._copied = overwrites(self.model) if copied is None else copied
+        self._looked = copied is not None or self._copied
         self._ops = backends.resolve(backend)
         self._sums = GroupTotals([site for site, _ in resolved], n_groups, self._ops)
         self._anchor = torch.zeros((), requires_grad=True)
@@ -99,7 +101,8 @@ class ModuleAttributor:
         with contextlib.ExitStack() as stack:
             stack.enter_context(evaluation_mode(self.model))
             stack.enter_context(frozen_parameters(self.model))
-            for handle in attach_taps(self._places, self._score, anchor=self._anchor, copied=self._copied):
+            copied = self._places if self._copied else ()
+            for handle in attach_taps(self._places, self._score, anchor=self._anchor, copied=copied, guard=self._guard):
                 stack.callback(handle.remove)
             self._stack = stack.pop_all()
         return self
@@ -143,8 +146,8 @@ class ModuleAttributor:
             retain_graph: keep the graph for another objective of the same forward pass.
 
         Raises:
-            CulnigError: called outside the block, the objective has no gradient, shapes do not fit, or a site's
-                module was not reached, or twice.
+            CulnigError: called outside the block, the objective has no gradient, shapes do not fit, a site's module
+                was not reached, or twice, or what it put out is written over (the first batch tells).
         """
         if self._stack is None:
             raise CulnigError("use the attributor inside its `with` block")
@@ -159,6 +162,7 @@ class ModuleAttributor:
         try:
             torch.autograd.grad(objective.sum(), self._anchor, allow_unused=True, retain_graph=retain_graph)
             found = self._complete()
+            self._looked = True
             self._add(found, weights, objective.dtype)
         finally:
             self._batch, self._found = None, {}
@@ -196,6 +200,10 @@ class ModuleAttributor:
         facts = {"score": "activation x gradient", "model_class": type(self.model).__name__, **(metadata or {})}
         return self._sums.table(groups, objective, self.reduction, facts)
 
+    def _guard(self, places: list[_Place], activation: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        """Until a batch has come back, see to it that the model leaves the tensor alone."""
+        return _no_look if self._looked else remembered(str(places[0].site), activation)
+
     def _score(self, place: _Place, act: torch.Tensor, grad: torch.Tensor) -> None:
         """Reduce what a tap saw."""
         if self._batch is None:
@@ -220,6 +228,10 @@ class ModuleAttributor:
         if watched:
             self.scores = joined([scores for scores, _ in found])[:, watched].to(dtype)
         self._sums.add(found, weights)
+
+
+def _no_look(activation: torch.Tensor) -> None:
+    pass
 
 
 def overwrites(model: nn.Module) -> bool:

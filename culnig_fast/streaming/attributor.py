@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from culnig_fast.architecture import SiteLocation
 from culnig_fast.attributor import Attributor
 from culnig_fast.batching import Batch
 from culnig_fast.errors import CulnigError
@@ -21,6 +22,7 @@ from culnig_fast.fused.layer import FusedLayer
 from culnig_fast.fused.parts import LayerParts
 from culnig_fast.fused.trace import NotFusable
 from culnig_fast.last_position import LastPosition
+from culnig_fast.overwriting import overwritten
 from culnig_fast.positions import counted
 from culnig_fast.streaming.block import BlockBatch, States
 from culnig_fast.streaming.calls import Call
@@ -58,6 +60,7 @@ class StreamedAttributor(Attributor):
         super().__init__(streamed.architecture, **options)
         self.streamed = streamed
         self._parts: dict[int, LayerParts] = {}
+        self._copied: dict[int, list[SiteLocation]] = {}
         self._tried = False
         self._layer_scoring = self._scorer.fused(self.locations)
         self._totals.device = streamed.device
@@ -199,7 +202,9 @@ class StreamedAttributor(Attributor):
         stand_in = self._fused_layer(index, stack)
         if stand_in is None:
             on_taps = [location for location in self.locations if location.site.layer_idx == index]
-            for handle in attach_taps(on_taps, self._on_tap):
+            if index not in self._copied:
+                self._copied[index] = overwritten(on_taps, lambda: self._there_and_back(index))
+            for handle in attach_taps(on_taps, self._on_tap, copied=self._copied[index]):
                 stack.callback(handle.remove)
         called: Callable[..., Any] = layer if stand_in is None else stand_in
 
@@ -210,6 +215,13 @@ class StreamedAttributor(Attributor):
         if stand_in is not None and index == len(self.streamed.layers) - 1:
             stand_in.last_position = self.fusion.last_position
         return run
+
+    def _there_and_back(self, index: int) -> None:
+        """The layer's recorded call, and a gradient through it."""
+        probe = self.streamed.probes[index]
+        hidden, *further = probe.args
+        out = self.architecture.layers[index](hidden.detach().requires_grad_(True), *further, **probe.kwargs)
+        torch.autograd.backward((out[0] if isinstance(out, tuple) else out).sum())
 
     def _fused_layer(self, index: int, stack: contextlib.ExitStack) -> FusedLayer | None:
         """The layer's stand-in, proved when its weights are in memory for the first time; None where it has none."""

@@ -11,7 +11,7 @@ from culnig_fast.questions import Question
 from culnig_fast.tasks.base import Task
 from culnig_fast.tasks.countries import place_name
 from culnig_fast.tasks.rows import Row, read_rows, require_columns
-from culnig_fast.tasks.wordings import ChoiceItem, first_halves, four_wordings, worded
+from culnig_fast.tasks.wordings import ChoiceItem, four_wordings, worded
 
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "kellycyy/CulturalBench", "CulturalBench-Easy", "test"
 
@@ -25,15 +25,12 @@ _OPTIONS = tuple(f"prompt_option_{letter}" for letter in "abcd")
 
 @dataclass(frozen=True)
 class CulturalBench(Task):
-    """Rows in file order; of each country the first half is `neur`, the rest `test`.
-
-    Groups are countries; a question's id is `data_idx/wording`.
-    """
+    """All rows are `test`, in file order. Groups are countries; a question's id is `data_idx/wording`."""
 
     items: tuple[ChoiceItem, ...]
 
     name: ClassVar[str] = "culturalbench"
-    splits: ClassVar[tuple[str, ...]] = ("all", "neur", "test")
+    splits: ClassVar[tuple[str, ...]] = ("test",)
     wordings_each: ClassVar[int] = len(WORDINGS)
     hub: ClassVar[str | None] = HUB_ID
 
@@ -47,14 +44,13 @@ class CulturalBench(Task):
         source = HUB_ID if source is None else source
         rows = read_rows(source, config=HUB_CONFIG, split=HUB_SPLIT)
         require_columns(rows, ("data_idx", "prompt_question", *_OPTIONS, "answer", "country"), source)
-        halves = first_halves([place_name(row["country"]) for row in rows])
-        return cls(tuple(_item(row, half, source) for row, half in zip(rows, halves, strict=True)))
+        return cls(tuple(_item(row, source) for row in rows))
 
     def _questions(self, split: str, tokenizer: Any) -> list[Question]:
-        return worded((item for item in self.items if split in ("all", item.half)), WORDINGS, tokenizer)
+        return worded(self.items, WORDINGS, tokenizer)
 
 
-def _item(row: Row, half: str, source: str | Path) -> ChoiceItem:
+def _item(row: Row, source: str | Path) -> ChoiceItem:
     where = f"{source}: row {row['data_idx']}"
     options = tuple(row[name].strip() for name in _OPTIONS)
     for letter, option in zip("ABCD", options, strict=True):
@@ -69,5 +65,4 @@ def _item(row: Row, half: str, source: str | Path) -> ChoiceItem:
         row["prompt_question"].strip(),
         options,
         "ABCD".index(answer),
-        half,
     )

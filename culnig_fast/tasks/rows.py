@@ -169,7 +169,10 @@ def _read_hub(source: str, config: str | None, split: str) -> list[Row]:
     import datasets
 
     try:
-        return _as_rows(datasets.load_dataset(source, config, split=split).to_dict())
+        builder = datasets.load_dataset_builder(source, config)
+        # An answer may be the word "None"; by default a CSV file's reader takes it for an empty cell.
+        options = {"keep_default_na": False} if hasattr(builder.config, "keep_default_na") else {}
+        return _as_rows(datasets.load_dataset(source, config, split=split, **options).to_dict())
     except Exception as error:  # the hub client raises a dozen unrelated types
         part = f"{config}, split {split}" if config else f"split {split}"
         raise CulnigError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fake_hub
 import pytest
 from real_data import real_file
 from small_tokenizers import BOS_TEMPLATE, byte_level
@@ -178,7 +179,7 @@ def test_the_hub_gives_rows_and_topics(monkeypatch: Any) -> None:
             return datasets.Dataset.from_list(make_rows())
         return datasets.Dataset.from_list([{"ID": name, "Topic": topic} for name, topic, _ in TOPICS])
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    fake_hub.answer(monkeypatch, load_dataset)
     assert len(Blend.load().rows) == 16
     assert sorted(asked) == [
         (HUB_ID, "multiple-choice-questions", "test"),

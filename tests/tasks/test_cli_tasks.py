@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from choice_files import cultural_rows, write_csv
+from choice_files import cultural_rows, normad_row, write_csv
 from test_blend_short import write as write_blend
 from test_cli import invoke, run
 from test_worldvaluesbench import write_tables
@@ -27,12 +27,14 @@ def test_every_task_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_counts_per_split_and_country(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_csv(tmp_path / "rows.csv", cultural_rows())
-    found = run(capsys, "tasks", "--task", "culturalbench", "--data", path)
+    countries = ["united_kingdom"] * 3 + ["türkiye"] * 2
+    rows = [normad_row(number, country, "yes") for number, country in enumerate(countries)]
+    path = write_csv(tmp_path / "rows.csv", rows)
+    found = run(capsys, "tasks", "--task", "normad", "--data", path)
     assert found["wordings"] == 4
     assert {name: entry["items"] for name, entry in found["splits"].items()} == {"all": 5, "neur": 2, "test": 3}
     assert found["splits"]["neur"]["groups"] == {"UK": 4, "Türkiye": 4}
-    assert invoke("tasks", "--task", "culturalbench", "--data", path) == 0
+    assert invoke("tasks", "--task", "normad", "--data", path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[2:5]] == [
         ["UK", "12", "4", "8"], ["all", "together", "20", "8", "12"], ["items", "5", "2", "3"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fake_hub
 import pytest
 
 from culnig_fast.errors import CulnigError
@@ -63,6 +64,15 @@ def test_a_folder_with_hub_configurations_is_read_as_the_hub_is(tmp_path: Path) 
     assert read_rows(tmp_path, config="mc") == ROWS
     with pytest.raises(CulnigError, match="short, split test"):
         read_rows(tmp_path, config="short")
+
+
+def test_a_hub_s_csv_keeps_what_pandas_takes_for_missing(tmp_path: Path) -> None:
+    rows = [{"id": "a", "text": "None"}, {"id": "NA", "text": "null"}, {"id": "nan", "text": ""}]
+    write(tmp_path / "mc.csv", rows)
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: mc\n  data_files:\n  - split: test\n    path: mc.csv\n---\n"
+    )
+    assert read_rows(tmp_path, config="mc") == rows
 
 
 def test_json_values_that_are_no_text_keep_their_spelling(tmp_path: Path) -> None:
@@ -132,7 +142,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch: Any, error: Exc
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    fake_hub.answer(monkeypatch, fail)
     with pytest.raises(CulnigError, match=r"owner/name \(mc, split dev\).*give a local file") as caught:
         read_rows("owner/name", config="mc", split="dev")
     assert "\n" not in str(caught.value)
@@ -145,7 +155,7 @@ def test_the_hub_is_asked_for_the_configuration_and_split(monkeypatch: Any) -> N
         asked.append((name, config, split))
         return datasets.Dataset.from_dict({"n": [17, 18], "text": ["None", None]})
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    fake_hub.answer(monkeypatch, load)
     assert read_rows("owner/name", config="mc", split="dev") == [{"n": "17", "text": "None"}, {"n": "18"}]
     assert asked == [("owner/name", "mc", "dev")]
 
