@@ -16,6 +16,7 @@ from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.provenance import provenance
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.running.budget import Budget
 from culnig_fast.running.loop import Loop, non_finite_named
@@ -160,6 +161,7 @@ def record_instances(
         samples.ids,
         tuple(question.group for question in kept),
         {
+            **provenance(attributor.architecture),
             "reduction": reduction,
             "positions": chosen.rule,
             "unusable": list(encoded.unusable),

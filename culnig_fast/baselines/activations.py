@@ -17,6 +17,7 @@ from culnig_fast.baselines.counters import SUMS, Counters
 from culnig_fast.baselines.hooks import observed
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import EXPERT_MODULES, NeuronLayout, NeuronSite
+from culnig_fast.provenance import provenance
 from culnig_fast.questions import Question
 from culnig_fast.scores import ScoreTable
 from culnig_fast.tensors import map_tensor, read_facts, read_metadata, read_texts, read_value, save_tensors
@@ -226,9 +227,7 @@ def count_activations(
         ids=asked.ids,
         layout=layout,
         metadata={
-            "model": str(getattr(asked.architecture.model.config, "_name_or_path", "")),
-            "model_class": type(asked.architecture.model).__name__,
-            "dtype": str(asked.architecture.embedding.weight.dtype).removeprefix("torch."),
+            **provenance(asked.architecture),
             "unusable": list(asked.unusable),
         },
         visits=counters.visits(locations) if _routed(layout) else None,

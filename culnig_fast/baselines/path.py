@@ -30,6 +30,7 @@ from culnig_fast.baselines.hooks import replaced
 from culnig_fast.baselines.routed_path import RoutedPath, routed_gradient
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import LastPosition
+from culnig_fast.provenance import provenance
 from culnig_fast.questions import Question
 from culnig_fast.running.diagnosis import check_finite
 from culnig_fast.scores import ScoreTable
@@ -93,7 +94,7 @@ def integrated_gradients(
         "steps": steps,
         "reduction": reduction,
         "weighted": weighted,
-        "model_class": type(asked.architecture.model).__name__,
+        **provenance(asked.architecture),
         "unusable": list(asked.unusable),
     }
     return ScoreTable(totals, asked.groups, asked.counts, probability, asked.ids, layout, metadata)

@@ -21,7 +21,7 @@ from culnig_fast.finetuning.options import TrainingOptions
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.pipeline.digests import digest
 from culnig_fast.pipeline.manifest import Manifest, locked, sweep
-from culnig_fast.questions import Question
+from culnig_fast.questions import Question, SplitQuestions, split_usable
 
 if TYPE_CHECKING:
     from culnig_fast.evaluation import Evaluation
@@ -73,6 +73,8 @@ class Comparison:
         after: (choice, seed) → label → evaluation.
         trainings: (choice, seed) → what `training/CHOICE-SEED.json` holds.
         left_out: ids of training questions that were not trained on because they are evaluated too.
+        unusable: `training` and label of what is evaluated → its questions by whether their answer is one token, for
+            those where some are not.
         done: stages done by this call; the others were done already.
     """
 
@@ -81,6 +83,7 @@ class Comparison:
     after: Mapping[tuple[Which, int], Mapping[str, Evaluation]]
     trainings: Mapping[tuple[Which, int], dict[str, Any]]
     left_out: tuple[str, ...]
+    unusable: Mapping[str, SplitQuestions]
     done: tuple[str, ...]
 
 
@@ -258,11 +261,14 @@ def _collect(
     def results(name: str) -> dict[str, Evaluation]:
         return {label: Evaluation.load(out / "results" / name / f"{label}.jsonl") for label in plan.evaluated}
 
+    asked = {"training": plan.training, **plan.evaluated}
+    splits = {label: split_usable(plan.tokenizer, questions) for label, questions in asked.items()}
     return Comparison(
         choices,
         results(BEFORE),
         {run: results(_name(*run)) for run in _runs(plan)},
         {run: read_json(out / "training" / f"{_name(*run)}.json") for run in _runs(plan)},
         left_out,
+        {label: split for label, split in splits.items() if split.unusable},
         done,
     )

@@ -55,6 +55,7 @@ def comparison_table(found: Comparison, scores: Mapping[str, Score], target: str
             if found.left_out
             else ()
         ),
+        *(f"{label}: {split.describe()}." for label, split in found.unusable.items()),
         *(("±: standard deviation over seeds.",) if seeds > 1 else ()),
         drawing.note,
         "Bold: another mean than before by paired bootstrap, two-sided p < 0.05 after Holm's adjustment over the tasks "
@@ -68,6 +69,7 @@ def comparison_record(found: Comparison, scores: Mapping[str, Score], target: st
     record: dict[str, Any] = {
         "target": target,
         "left_out": list(found.left_out),
+        "unusable": {label: [one.id for one in split.unusable] for label, split in found.unusable.items()},
         "table": comparison_table(found, scores, target, drawing).to_dict(),
         "modules": {
             which: {"modules": [f"{m.kind} {m.layer_idx}" for m in choice.modules], "parameters": choice.parameters,

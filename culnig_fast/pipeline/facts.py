@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from culnig_fast.files import write_json
+from culnig_fast.pipeline.config import TaskConfig
 from culnig_fast.pipeline.identification import TABLES, load_set, load_table, sets
 from culnig_fast.pipeline.workbench import Workbench
 from culnig_fast.version import __version__
@@ -30,7 +31,7 @@ def known(bench: Workbench) -> dict[str, Any]:
                 "task": task.task,
                 "data": None if task.data is None else _last(task.data),
                 "split": bench.evaluated().get(task.label),
-                "questions": len(bench.questions(task.label, bench.evaluated()[task.label])) if task.evaluate else 0,
+                **_asked(bench, task),
             }
             for task in config.tasks
         ],
@@ -67,6 +68,14 @@ def write(bench: Workbench, out: Path) -> None:
     value["unusable"] = {name: len(table.metadata.get("unusable", [])) for name, table in tables.items()}
     value["neurons"] = {name: len(load_set(out, name)) for name in sets(bench.config)}
     write_json(out / NAME, value, overwrite=True)
+
+
+def _asked(bench: Workbench, task: TaskConfig) -> dict[str, Any]:
+    """How many questions of a task are asked, and the ids of those whose answer is not one token."""
+    if not task.evaluate:
+        return {"questions": 0, "left_out": []}
+    split = bench.left_out(task.label)
+    return {"questions": len(split.usable), "left_out": [question.id for question in split.unusable]}
 
 
 def _last(name: str) -> str:

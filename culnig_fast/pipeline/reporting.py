@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def write_tables(bench: Workbench, out: Path) -> None:
     tables = make_tables(bench, out)
     for table in tables:
         _write(table, out)
-    notes = {label: list(notes) for label, task in bench.tasks.items() if (notes := task.notes())}
+    left_out = _left_out(bench)
+    told = {label: [*task.notes(), left_out.get(label)] for label, task in bench.tasks.items()}
+    notes = {label: found for label, sentences in told.items() if (found := [one for one in sentences if one])}
     write_json(out / "tables" / SUMMARY, {"tables": [t.to_dict() for t in tables], "tasks": notes}, overwrite=True)
 
 
@@ -93,8 +95,10 @@ def make_tables(bench: Workbench, out: Path) -> list[Table]:
         "MLP alone": "mlp",
         "attention alone": "attention",
     }
+    main = main_table(results, config.seeds, sizes, drawing)
+    left_out = tuple(f"{label}: {sentence}" for label, sentence in _left_out(bench).items())
     tables = [
-        main_table(results, config.seeds, sizes, drawing),
+        replace(main, notes=(*main.notes, *left_out)),
         enhanced_table(results, sizes, drawing),
         against_random(
             "ablation", "The two pools of culture-general neurons suppressed", parts, results, config.seeds, sizes,
@@ -157,6 +161,12 @@ def set_sizes(config: RunConfig, out: Path) -> dict[str, int]:
 def random_conditions(config: RunConfig) -> tuple[str, ...]:
     """Names of the conditions that suppress random sets; those of the sets are the same."""
     return tuple(f"random-{seed}" for seed in config.seeds)
+
+
+def _left_out(bench: Workbench) -> dict[str, str]:
+    """By label of each evaluated task, a sentence that names the questions that are not asked, where there are any."""
+    told = {label: bench.left_out(label).describe() for label in bench.evaluated()}
+    return {label: f"{sentence}." for label, sentence in told.items() if sentence}
 
 
 def _write(table: Table, out: Path) -> None:

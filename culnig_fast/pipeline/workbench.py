@@ -11,7 +11,7 @@ from culnig_fast.evaluation import Prepared, prepare
 from culnig_fast.models import EMBEDDED, load_model, load_tokenizer, local_folder
 from culnig_fast.pipeline.config import RunConfig, TaskConfig
 from culnig_fast.pipeline.digests import digest, model_digest
-from culnig_fast.questions import Question, first_of_groups
+from culnig_fast.questions import Question, SplitQuestions, first_of_groups, split_usable
 from culnig_fast.tasks.base import Task, load_task
 
 
@@ -91,6 +91,13 @@ class Workbench:
     def evaluated(self) -> dict[str, str]:
         """Split by label of every task that is evaluated."""
         return {task.label: self._split(task) for task in self.config.tasks if task.evaluate}
+
+    def left_out(self, label: str) -> SplitQuestions:
+        """The evaluated questions of a task, sorted by whether they are asked; all are where answers are generated."""
+        questions = self.questions(label, self.evaluated()[label])
+        if self.tasks[label].generates or self.config.on_unusable == "error":
+            return SplitQuestions(tuple(questions), ())
+        return split_usable(self.tokenizer, questions)
 
     def by_country(self, label: str) -> bool:
         """Whether groups of the evaluated split are among the run's countries."""

@@ -89,10 +89,11 @@ def model_name(run: RunFiles) -> str | None:
 
 
 def tasks(run: RunFiles) -> list[dict[str, str]]:
-    """The benchmarks of `run.json` as rows of text."""
+    """The benchmarks of `run.json` as rows of text; of the questions left out, how many."""
     given = (run.facts or {}).get("tasks")
-    rows = given if isinstance(given, list) else []
-    return [{str(key): plain(value) for key, value in row.items()} for row in rows if isinstance(row, Mapping)]
+    rows = [row for row in given if isinstance(row, Mapping)] if isinstance(given, list) else []
+    counted = [{key: len(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows]
+    return [{str(key): plain(value) for key, value in row.items()} for row in counted]
 
 
 def key_figures(run: RunFiles) -> list[KeyFigure]:

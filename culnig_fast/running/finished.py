@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
 from culnig_fast.attributor import Attributor
+from culnig_fast.provenance import provenance
 from culnig_fast.questions import EncodedQuestions
 from culnig_fast.resampling import per_row
 from culnig_fast.running.diagnosis import check_finite
@@ -54,7 +53,10 @@ def finished_table(
         ids=ids,
         layout=attributor.layout,
         metadata={
-            **_provenance(attributor),
+            **provenance(attributor.architecture),
+            "reduction": attributor.reduction,
+            "padding": attributor.padding,
+            "fusion": attributor.fusion.describe(),
             "unusable": list(encoded.unusable),
             "underflow": [ids[i] for i in np.flatnonzero(probabilities < UNDERFLOW)],
             **metadata,
@@ -62,19 +64,3 @@ def finished_table(
         checkpoint=checkpoint,
     )
 
-
-def _provenance(attributor: Attributor) -> dict[str, Any]:
-    """Model, device, options and versions, JSON-ready."""
-    model, weight = attributor.architecture.model, attributor.architecture.embedding.weight
-    return {
-        "model": str(getattr(model.config, "_name_or_path", "")),
-        "model_class": type(model).__name__,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "attention": str(getattr(model.config, "_attn_implementation", "unknown")),
-        "device": weight.device.type,
-        "reduction": attributor.reduction,
-        "padding": attributor.padding,
-        "fusion": attributor.fusion.describe(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }

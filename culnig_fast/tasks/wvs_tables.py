@@ -54,9 +54,13 @@ def count_answers(values: Path, demographics: Path, scales: Mapping[str, tuple[i
                 raise CulnigError(f"{demographics} has no {COUNTRY} for participant {who}; fill it or drop the row")
             country_of[who] = names.setdefault(country, len(names))
     counts = {name: np.zeros((len(names), high - low + 1), dtype=np.int64) for name, (low, high) in scales.items()}
-    off_scale = 0
+    off_scale, seen = 0, set[str]()
     for chunk in _chunks(values, [PARTICIPANT, *scales], text=(PARTICIPANT,)):
         rows = np.array([_row_of(who, country_of, values, demographics) for who in chunk[PARTICIPANT]])
+        for who in chunk[PARTICIPANT]:
+            if who in seen:
+                raise CulnigError(f"{values} lists participant {who} twice; keep one row of each")
+            seen.add(who)
         for name, (low, high) in scales.items():
             answers = _numbers(chunk[name], name, values)
             given = ~np.isnan(answers)

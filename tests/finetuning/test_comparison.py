@@ -226,3 +226,21 @@ def test_refused_commands(
     assert command("demo", *arguments, "--neurons", tmp_path / "set.json", "--out", tmp_path / "out", "--quiet") == 1
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_questions_without_a_one_token_answer_are_named(tmp_path: Path) -> None:
+    words = tuple(TOKENIZER.convert_ids_to_tokens([5, 6]))
+    long = Question("long", "g", TARGET[0].prompt, " ".join(words))
+    made = plan(
+        training=[*TRAINING, replace(long, id="t-long", prompt=TRAINING[0].prompt)],
+        evaluated={"target": [*TARGET, long], "culture": CULTURE},
+        choices=("top",),
+        seeds=(0,),
+        on_unusable="skip",
+    )
+    found = compare_modules(made, tmp_path / "out", progress=False)
+    scores: dict[str, Any] = {label: lambda result: result.correct for label in ("target", "culture")}
+    record = comparison_record(found, scores, "target", DRAWING)
+    assert record["unusable"] == {"training": ["t-long"], "target": ["long"]}
+    notes = comparison_table(found, scores, "target", DRAWING).notes
+    assert any(note.startswith("target: 1 of 11 questions left out") and "long (" in note for note in notes)

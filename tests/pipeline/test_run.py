@@ -133,6 +133,25 @@ def test_other_rows_of_a_file_are_noticed(copy: Path) -> None:
     assert {changed[name] for name in results} == {"questions changed"}
 
 
+def test_questions_that_are_not_asked_are_counted_and_named(copy: Path) -> None:
+    rows = [
+        {"id": f"a{answer}", "group": "g", "prompt": "the answer is", "answer": answer} for answer in ("A", "B", "10")
+    ]
+    (copy / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = {
+        "blend": {"data": "demo", "limit": 3},
+        "country_rc": {"data": "demo", "limit": 2},
+        "own": {"task": "plain", "data": "rows.jsonl"},
+    }
+    run(config(copy, tasks=tasks), progress=False)
+    told = json.loads((copy / "out/run.json").read_text())["tasks"]
+    assert [(task["questions"], task["left_out"]) for task in told if task["label"] == "own"] == [(2, ["a10"])]
+    assert all(task["left_out"] == [] for task in told if task["label"] != "own")
+    sentence = "1 of 3 questions left out, their answer is not one token: a10 ('10')."
+    assert f"own: {sentence}" in (copy / "out/tables/main.md").read_text()
+    assert json.loads((copy / "out/tables/tables.json").read_text())["tasks"]["own"] == [sentence]
+
+
 def test_another_way_of_scoring_scores_again(copy: Path) -> None:
     scoring = {"reduction": "sum", "positions": "content"}
     again = done(run(config(copy, baselines=list(ALL), scoring=scoring), progress=False))

@@ -114,7 +114,16 @@ def facts() -> dict[str, Any]:
     """`run.json`."""
     return {
         "model": {"name": f"tiny {PICTURE}", "dtype": "float32", "layers": 4},
-        "tasks": [{"label": "blend", "task": "blend", "data": "x.jsonl", "split": "test", "questions": 1536}],
+        "tasks": [
+            {
+                "label": "blend",
+                "task": "blend",
+                "data": "x.jsonl",
+                "split": "test",
+                "questions": 1536,
+                "left_out": ["q7", "q9"],
+            }
+        ],
         "thresholds": {"mlp_share": 0.01},
         "countries": ["Mexico", "South Korea"],
         "seeds": [2, 10],

@@ -133,7 +133,7 @@ def test_what_was_run_and_found(page: Outline) -> None:
     texts, rows = page.words("dl"), page.words("tr")
     assert f"name tiny {PICTURE} number format float32 layers 4" in texts
     assert "identification 1,536 country names (CRC) 800" in texts
-    assert "blend blend x.jsonl test 1,536" in rows
+    assert "blend blend x.jsonl test 1,536 2" in rows
     assert "scoring 1 1 min 2 s" in rows
     assert "evaluation 2 3.0 s" in rows  # of the stage done twice, the last time counts
     assert "ours 1,234 60.25 [58.00, 62.00] p < 0.001 61.00 p = 0.500" in rows

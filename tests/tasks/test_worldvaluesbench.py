@@ -195,7 +195,8 @@ BROKEN = [
     (replace("full/full_value_qa.tsv", "\tQ5\t", "\tQ005\t"), "full_value_qa.tsv has no column Q5"),
     (replace("full/full_demographic_qa.tsv", "B_COUNTRY", "COUNTRY"), "no column B_COUNTRY"),
     (replace("full/full_value_qa.tsv", "\n826070001\t", "\n826079999\t"), "participant 826079999 .* is not in"),
-    (replace("full/full_demographic_qa.tsv", "826070002", "826070001"), "participant 826070001 twice"),
+    (replace("full/full_demographic_qa.tsv", "826070002", "826070001"), "demographic_qa.* participant 826070001 twice"),
+    (replace("full/full_value_qa.tsv", "\n826070002\t", "\n826070001\t"), "value_qa.* participant 826070001 twice"),
     (replace("full/full_demographic_qa.tsv", "826070002\tGreat Britain", "826070002\t"), "no B_COUNTRY for .*70002"),
     (replace("question_metadata.json", '"answer_scale_min": 0', '"answer_scale_min": "x"'), "question Q1 lacks"),
 ]
