@@ -23,6 +23,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--shape", help="model by name (default: tiny on the CPU, llama-3.1-8b on a GPU)")
     add_methods(result, repeats=5)
     result.add_argument("--sweep", choices=("tokens", "size"), help="repeat over batch tokens or over models")
+    result.add_argument(
+        "--kernels",
+        choices=("with", "alone", "without"),
+        default="with",
+        help="on a GPU, bytes a second of single kernels (default: %(default)s the table)",
+    )
     add_output(result)
     return result
 

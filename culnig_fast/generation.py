@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from culnig_fast.attention import without_cudnn
 from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import Evaluation
@@ -59,7 +60,7 @@ def generate(
     settings = _greedy(model, tokenizer, max_new_tokens)
     texts = [""] * len(questions)
     bar = tqdm(total=len(questions), unit="answer", desc="generating", disable=not progress)
-    with torch.no_grad(), evaluation_mode(model), _in_force(model, settings), bar:
+    with torch.no_grad(), without_cudnn(), evaluation_mode(model), _in_force(model, settings), bar:
         for index in batches:
             input_ids, mask = _left_padded([token_ids[i] for i in index], settings.pad_token_id)
             output = model.generate(

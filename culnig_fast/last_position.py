@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from culnig_fast.attention import without_cudnn
 from culnig_fast.one_sequence import one_sequence_a_row
 
 
@@ -43,7 +44,7 @@ class LastPosition:
         """
         self._lengths = lengths
         try:
-            with one_sequence_a_row():
+            with one_sequence_a_row(), without_cudnn():
                 logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False, **further).logits
         finally:
             self._lengths = None

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -250,6 +251,7 @@ _CUDA = {
     "set_device": lambda *args: None,
     "get_device_name": lambda *args: "a simulated GPU",
     "get_device_capability": lambda *args: (9, 0),
+    "get_device_properties": lambda *args: SimpleNamespace(total_memory=8 << 30, L2_cache_size=0),
     "empty_cache": lambda: None,
     "synchronize": lambda *args: None,
     "reset_peak_memory_stats": lambda *args: None,

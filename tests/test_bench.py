@@ -215,3 +215,59 @@ def test_peak_memory_counts_what_is_held_together() -> None:
 
     assert memory.peak_above(one_after_the_other, CPU) == pytest.approx(2**20, rel=0.01)
     assert memory.peak_above(together, CPU) == pytest.approx(4 * 2**20, rel=0.01)
+
+
+def test_lengths_are_timed_first_and_later(tmp_path: Path, capsys: Any) -> None:
+    import lengths
+
+    file = tmp_path / "lengths.json"
+    given = ["--device", "cpu", "--shape", "micro", "--tokens", "130", "--count", "2", "--json", str(file)]
+    assert lengths.main([*given, "--methods", "bare", "fused", "kernels"]) == 0
+    document = json.loads(file.read_text())
+    assert document["lengths"] == [65, 68]
+    rows = {row["method"]: row for row in document["rows"]}
+    assert len(rows["fused"]["first_s"]) == len(rows["fused"]["later_s"]) == 2
+    assert "needs a CUDA device" in rows["kernels"]["note"]
+    assert "first ÷ later" in capsys.readouterr().out
+    assert lengths.main(given) == 2
+    assert lengths.main(["--device", "cpu", "--shape", "nothing"]) == 2
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_single_kernels_can_be_left_out_or_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = {"name": "k", "gb_per_s": 1.0, "copy_percent": None, "note": "its bytes fit in the cache"}
+    monkeypatch.setattr("harness.run.measure_kernels", lambda *given: [kernel])
+    for asked, rows, kernels in (("alone", 0, 1), ("without", 1, 0)):
+        file = tmp_path / f"{asked}.json"
+        assert bench("--json", str(file), "--methods", "bare", "--kernels", asked) == 0
+        document = json.loads(file.read_text())
+        assert (len(document["rows"]), len(document["kernels"])) == (rows, kernels)
+
+
+def test_what_was_measured_is_kept_when_a_run_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, measured = tmp_path / "out.json", roofs.ProductRoof.measure
+    calls: list[int] = []
+
+    def ended(self: Any, repeats: int = 5) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measured(self, repeats)
+
+    monkeypatch.setattr(roofs.ProductRoof, "measure", ended)
+    with pytest.raises(KeyboardInterrupt):
+        bench("--json", str(file), "--methods", "bare")
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["samples_per_s"] > 0
+
+
+def test_what_python_handles_one_by_one_is_cut_to_what_it_can() -> None:
+    model = shapes.build(shapes.SHAPES["micro"], CPU, torch.float32)
+    batch = make_batch(4, 9, model.config.vocab_size, CPU)
+    neurons = sum(site.columns.stop - site.columns.start for site in sites.find_sites(model))
+
+    class Slow(Hooks):
+        most_values = 2 * neurons
+
+    assert len(rounds._part(Slow(), model, batch)) == 2
+    assert len(rounds._part(Hooks(), model, batch)) == 4

@@ -132,15 +132,16 @@ def _norm_cases(
 def measure_kernels(device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Rows for the JSON's "kernels": median GB/s and share of the copy rate; none on a CPU.
 
-    The kernels' own tests hold them to their oracles; here a kernel that raises is a row with its reason.
+    The kernels' own tests hold them to their oracles; here a kernel that raises is a row with its reason. One whose
+    bytes fit in the cache has no share: the copy's do not.
     """
     if device.type != "cuda":
         return []
-    roof = copy_rate(device)
-    return [_measure(case, roof, device) for case in cases(device, dtype)]
+    roof, cache = copy_rate(device), torch.cuda.get_device_properties(device).L2_cache_size
+    return [_measure(case, roof, cache, device) for case in cases(device, dtype)]
 
 
-def _measure(case: Case, roof: float, device: torch.device) -> dict[str, Any]:
+def _measure(case: Case, roof: float, cache: int, device: torch.device) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": case.name,
         "gb_per_s": None,
@@ -153,12 +154,13 @@ def _measure(case: Case, roof: float, device: torch.device) -> dict[str, Any]:
         times = seconds_of(case.run, device, _REPEATS)
     except Exception as error:
         return {**row, "note": f"{type(error).__name__}: {error}"[:300]}
+    cached = case.bytes < 2 * cache
     low, median, high = (case.bytes / t for t in np.percentile(times, [80, 50, 20]))
     return {
         **row,
         "gb_per_s": median / 1e9,
         "gb_per_s_p20": low / 1e9,
         "gb_per_s_p80": high / 1e9,
-        "copy_percent": 100 * median / roof,
-        "note": "",
+        "copy_percent": None if cached else 100 * median / roof,
+        "note": "its bytes fit in the cache" if cached else "",
     }

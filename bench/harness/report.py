@@ -129,7 +129,8 @@ def format_kernel(row: dict[str, Any]) -> str:
     """One line of the kernels' table."""
     if row["gb_per_s"] is None:
         return f"{row['name']:38} {row['note']}"
-    return f"{row['name']:38} {row['gb_per_s']:8.0f} GB/s  {row['copy_percent']:5.1f} % of copy"
+    share = row["note"] if row["copy_percent"] is None else f"{row['copy_percent']:5.1f} % of copy"
+    return f"{row['name']:38} {row['gb_per_s']:8.0f} GB/s  {share}"
 
 
 def _cell(value: Any, form: str) -> str:

@@ -16,6 +16,7 @@ from harness.clock import synchronize
 from harness.memory import peak_above
 from harness.methods import Method, NotAvailable
 from harness.roofs import ProductRoof
+from harness.sites import find_sites
 
 _LEAST_SECONDS = 0.1
 """A timing covers at least this much work; shorter steps are run several times."""
@@ -70,11 +71,13 @@ def time_all(
     roof: ProductRoof,
     rounds: int,
     say: Say,
+    after_round: Callable[[Sequence[float]], None] = lambda rates: None,
 ) -> list[float]:
     """Warm up and measure the memory of each method that passed, then time them in rounds, in turning order.
 
     A round holds one timing of every method, so that noise hits all alike and ratios lie within a round.
-    Fills the outcomes; returns the product roof of each round, FLOP/s.
+    Fills the outcomes; returns the product roof of each round, FLOP/s. `after_round` gets those so far, so that what a
+    long run has found is kept when it is ended.
     """
     device = batch.input_ids.device
     for method in methods:
@@ -95,18 +98,22 @@ def time_all(
             if not skipped:
                 with _Guard(outcome):
                     outcome.seconds[-1] = _time_once(method, outcome, model, batch, device)
+        after_round(rates)
     return rates
 
 
-def _part(method: Method, batch: Batch) -> Batch:
-    if method.most_samples is None or len(batch) <= method.most_samples:
-        return batch
-    return batch.rows(0, method.most_samples)
+def _part(method: Method, model: Any, batch: Batch) -> Batch:
+    """As many samples as the method can take."""
+    most = len(batch) if method.most_samples is None else method.most_samples
+    if method.most_values is not None:
+        neurons = sum(site.columns.stop - site.columns.start for site in find_sites(model))
+        most = min(most, max(1, method.most_values // neurons))
+    return batch if len(batch) <= most else batch.rows(0, most)
 
 
 def _warm_up(method: Method, outcome: Outcome, model: Any, batch: Batch) -> None:
     """Run it once or twice untimed, record its memory, and see how many steps make a timing."""
-    part = _part(method, batch)
+    part = _part(method, model, batch)
     device = batch.input_ids.device
     if len(part) < len(batch):
         outcome.scale = batch.tokens / part.tokens
@@ -132,7 +139,7 @@ def _warm_up(method: Method, outcome: Outcome, model: Any, batch: Batch) -> None
 
 
 def _time_once(method: Method, outcome: Outcome, model: Any, batch: Batch, device: torch.device) -> float:
-    part = _part(method, batch)
+    part = _part(method, model, batch)
     with method.open(model, batch.n_groups) as session:
         if device.type == "cuda" or method.settles:
             session.step(part)  # refills the allocator's cache, which another method has shaped, or its own

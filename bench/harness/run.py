@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,12 +60,27 @@ def run(options: argparse.Namespace, say: Say) -> int:
         "dtype": str(dtype).removeprefix("torch."),
         "memory": MEMORY_METHOD[device.type],
     }
-    swept = []
-    for name, budget in _points(options.sweep, shape, tokens, device):
-        rows = bench.table(name, budget)
-        swept += rows
-        if (name, budget) == (shape, tokens):
+    swept: list[dict[str, Any]] = []
+
+    def keep(rows: list[dict[str, Any]], main: bool) -> None:
+        """What is known so far, on disk: a run that is ended leaves it."""
+        if main:
             document["rows"] = rows
+        if options.sweep:
+            document["sweep"] = {"over": options.sweep, "rows": [*swept, *rows]}
+        document["environment"]["product_tflops"] = bench.product_rate / 1e12
+        if options.json is not None:
+            write_json(options.json, document, overwrite=True)  # what was there has been refused above
+
+    if options.kernels != "without":
+        document["kernels"] = measure_kernels(device, dtype)
+        for kernel in document["kernels"]:
+            print(format_kernel(kernel), flush=True)
+        keep([], False)
+    for name, budget in () if options.kernels == "alone" else _points(options.sweep, shape, tokens, device):
+        main = (name, budget) == (shape, tokens)
+        rows = bench.table(name, budget, lambda rows, main=main: keep(rows, main))
+        swept += rows
         print(f"\n{bench.title}\n{format_table(rows)}", flush=True)
     if options.sweep:
         by = "tokens" if options.sweep == "tokens" else "layer_parameters"
@@ -73,12 +88,8 @@ def run(options: argparse.Namespace, say: Say) -> int:
         print(f"\ntime grows as {by} to the power of (1 is linear):")
         for name, exponent in document["sweep"]["growth_exponent"].items():
             print(f"{name:8} {exponent:.2f}")
-    document["environment"]["product_tflops"] = bench.product_rate / 1e12
-    document["kernels"] = measure_kernels(device, dtype)
-    for kernel in document["kernels"]:
-        print(format_kernel(kernel))
     if options.json is not None:
-        write_json(options.json, document, overwrite=options.overwrite)
+        write_json(options.json, document, overwrite=True)
     return int(any(row["status"] in ("refused", "failed") for row in swept))
 
 
@@ -101,8 +112,8 @@ class Bench:
         self.title = ""
         self._checked: dict[str, dict[str, Outcome]] = {}
 
-    def table(self, shape: str, tokens: int) -> list[dict[str, Any]]:
-        """JSON-ready rows of one shape and batch."""
+    def table(self, shape: str, tokens: int, keep: Callable[[list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
+        """JSON-ready rows of one shape and batch; `keep` gets them after every round."""
         if shape not in self._checked:
             self.say(f"{shape}: the truth in float64")
             checker = Checker(SHAPES[shape], self.device, self.dtype)
@@ -115,8 +126,12 @@ class Bench:
         model = build(SHAPES[shape], self.device, self.dtype)
         size = size_of(model)
         batch = make_batch(max(1, tokens // self.length), self.length, model.config.vocab_size, self.device)
-        rates = time_all(self.methods, outcomes, model, batch, self.roof, self.rounds, self.say)
-        self.product_rate = max(self.product_rate, *rates)
+
+        def after_round(rates: Sequence[float]) -> None:
+            self.product_rate = max(self.product_rate, *rates)
+            keep(make_rows(shape, outcomes, batch, size, rates))
+
+        rates = time_all(self.methods, outcomes, model, batch, self.roof, self.rounds, self.say, after_round)
         self.title = (
             f"{shape}: {size.total / 1e6:.4g}M parameters, {len(batch)} samples, {batch.tokens} tokens and "
             f"{len(batch) * self.length - batch.tokens} of padding, {str(self.dtype).removeprefix('torch.')} "

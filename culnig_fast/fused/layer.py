@@ -132,7 +132,7 @@ def _backward(ctx: Any, dy: torch.Tensor, layer: FusedLayer) -> torch.Tensor | N
     d_attended = layer.times(d, parts.o.weight)
     if parts.after_attention is not None:
         pool.give(d)
-    gradients = torch.autograd.grad(attended, leaves, d_attended)
+    gradients = layer.attention.gradients(attended, leaves, d_attended)
     # Views are of the graph, which the call above has freed; the values were of the leaves.
     pool.give(d_attended, *leaves[:2])
     del leaves, attended, d, d_attended

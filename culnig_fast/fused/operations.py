@@ -14,6 +14,7 @@ from culnig_kernels import allocate
 from torch.nn import functional as F
 
 from culnig_fast.architecture import SiteLocation
+from culnig_fast.attention import SteadyAttention
 from culnig_fast.backend import Operations
 from culnig_fast.fused.joining import Joined
 from culnig_fast.fused.parts import LayerParts, Norm
@@ -54,6 +55,7 @@ class LayerOperations:
         self.parts, self.qkv, self.gate_up, self.scoring = parts, qkv, gate_up, scoring
         self.queries = parts.sites["self_attn.q_proj"].site.width
         self.keys = parts.sites["self_attn.k_proj"].site.width
+        self.attention = SteadyAttention()
         self._head_norms = HeadNorms(parts)
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -117,7 +119,7 @@ class LayerOperations:
             if mask is not None and groups > 1:
                 # With a mask, grouped heads would leave the fused attention kernels.
                 key, value = (h[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for h in (key, value))
-            out = F.scaled_dot_product_attention(
+            out = self.attention(
                 query,
                 key,
                 value,

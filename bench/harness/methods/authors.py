@@ -21,6 +21,7 @@ class Authors(Plain):
     summary: ClassVar[str] = "the published program's way: weight gradients, all logits, a Python loop over neurons"
     padding: ClassVar[Literal["exclude", "zero"]] = "zero"
     most_samples: ClassVar[int | None] = 16
+    most_values: ClassVar[int | None] = 4_000_000  # about four seconds of Python
     most_rounds: ClassVar[int | None] = 2
 
     @contextlib.contextmanager

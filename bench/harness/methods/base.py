@@ -37,6 +37,7 @@ class Method(Protocol):
         summary: what it does, in one line.
         padding: `exclude` pads from the maximum, or `zero` when a pad counts as a score of 0.
         most_samples: samples a step can take; a larger batch is timed on this many and scaled. None: any.
+        most_values: scores a step can take, of all samples and neurons, where Python handles each by itself. None: any.
         most_rounds: rounds worth timing, for a method that takes long; None: all.
         settles: whether its first step on a shape is unlike the later ones (it compiles, or keeps memory).
     """
@@ -45,6 +46,7 @@ class Method(Protocol):
     summary: ClassVar[str]
     padding: ClassVar[Literal["exclude", "zero"]]
     most_samples: ClassVar[int | None]
+    most_values: ClassVar[int | None]
     most_rounds: ClassVar[int | None]
     settles: ClassVar[bool]
 
@@ -58,5 +60,6 @@ class Plain:
 
     padding: ClassVar[Literal["exclude", "zero"]] = "exclude"
     most_samples: ClassVar[int | None] = None
+    most_values: ClassVar[int | None] = None
     most_rounds: ClassVar[int | None] = None
     settles: ClassVar[bool] = False

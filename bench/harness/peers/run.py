@@ -71,8 +71,8 @@ def run(options: argparse.Namespace, say: Say) -> int:
         rows = _time(shape, outcomes, device, job, options.repeats, peaks, say)
         document["rows"] += rows
         print(f"\n{_title(shape, rows, name, device)}\n{format_rows(rows)}", flush=True)
-    if options.json is not None:
-        write_json(options.json, document, overwrite=options.overwrite)
+        if options.json is not None:
+            write_json(options.json, document, overwrite=True)  # what was there has been refused above
     return int(any(row["status"] in ("refused", "failed") for row in document["rows"]))
 
 
