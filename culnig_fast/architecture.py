@@ -200,6 +200,7 @@ def _discovered(model: Any, alike: bool, divided: bool) -> Architecture:
                 prove_listed(mixture, kinds[kind], problem)
             found = [_located(role, layer, layer_idx, mixture, paths) for role in kinds[kind]]
             locations += found if division is None else _held(found, kinds[kind], probe, division)
+    _refuse_shared(locations)
     layout = NeuronLayout(location.site for location in locations)
     rank = {site: i for i, site in enumerate(layout.sites)}
     locations.sort(key=lambda location: rank[location.site])
@@ -228,6 +229,18 @@ def _held(locations: list[SiteLocation], roles: Roles, probe: LayerProbe, divisi
         held = division.held(location.module, role.tensor, seen, location.site.width)
         result.append(location if held is None else replace(location, columns=slice(0, len(held)), held=held))
     return result
+
+
+def _refuse_shared(locations: Iterable[SiteLocation]) -> None:
+    """Raise CulnigError when one module holds neurons of two layers: what one layer does could not be told."""
+    layer_of: dict[nn.Module, int] = {}
+    for location in locations:
+        first = layer_of.setdefault(location.module, location.site.layer_idx)
+        if first != location.site.layer_idx:
+            raise CulnigError(
+                f"layers {first} and {location.site.layer_idx} share {location.module_path}, so their neurons cannot "
+                "be told apart; give each layer a copy of its own (copy.deepcopy)"
+            )
 
 
 def _refuse_divided_experts(layers: Iterable[nn.Module]) -> None:

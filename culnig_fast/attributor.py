@@ -161,7 +161,9 @@ class Attributor:
         keep = None if positions is None else counted(positions, lengths)
         self._scorer.begin(lengths, input_ids.shape[1], keep)
         with torch.enable_grad():
-            return self._head.logits(input_ids, lengths)
+            logits = self._head.logits(input_ids, lengths)
+        logits.register_hook(self._scorer.only_now())
+        return logits
 
     def backward(
         self,
@@ -190,7 +192,8 @@ class Attributor:
                 new one is made.
 
         Raises:
-            CulnigError: no forward came before, or shapes or group numbers do not fit.
+            CulnigError: no forward came before, the objective is of an earlier one, or shapes or group numbers do not
+                fit.
         """
         if not self._scorer.under_way:
             raise CulnigError("backward needs a forward before it, inside the `with` block")

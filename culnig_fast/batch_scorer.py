@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,6 +90,16 @@ class BatchScorer:
     def under_way(self) -> bool:
         """Whether a batch has gone forward and not yet back."""
         return self._forward is not None
+
+    def only_now(self) -> Callable[[torch.Tensor], None]:
+        """A hook for the logits of the batch under way, which refuses their gradient once another one is."""
+        mine = self._forward
+
+        def check(grad: torch.Tensor) -> None:
+            if self._forward is not mine:
+                raise CulnigError("the objective is of an earlier forward than the last; go back from each in turn")
+
+        return check
 
     @contextlib.contextmanager
     def going_back(

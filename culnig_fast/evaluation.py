@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import atomic_write, parse_json
-from culnig_fast.last_position import LastPosition, evaluation_mode
+from culnig_fast.last_position import LastPosition, check_causal, evaluation_mode
 from culnig_fast.questions import EncodedQuestions, Question, encode_questions
 from culnig_fast.statistics import paired_bootstrap
 from culnig_fast.wrappers import decoder_of
@@ -174,7 +174,8 @@ def evaluate(
         progress: show a progress bar on standard error.
 
     Raises:
-        CulnigError: no questions, a repeated id, an unusable answer, or logits that are not finite.
+        CulnigError: no questions, a repeated id, an unusable answer, logits that are not finite, or a model that is not
+            causal.
     """
     model = decoder_of(model)
     if not isinstance(questions, Prepared):
@@ -187,6 +188,7 @@ def evaluate(
     bar = tqdm(total=len(encoded.questions), unit="question", desc="evaluating", disable=not progress)
     try:
         with torch.no_grad(), evaluation_mode(model), bar:
+            check_causal(model, head)
             for index in batches:
                 batch = make_batch(encoded.token_ids, index, device)
                 log_p = torch.log_softmax(head.logits(batch.input_ids, batch.lengths), dim=-1)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from culnig_fast.attention import without_cudnn
+from culnig_fast.errors import CulnigError
 from culnig_fast.one_sequence import one_sequence_a_row
 
 
@@ -63,6 +64,25 @@ class LastPosition:
             return None
         last = (self._lengths.to(hidden.device) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
         return (hidden.gather(1, last), *args[1:])
+
+
+def check_causal(model: Any, head: LastPosition) -> None:
+    """Raise CulnigError when what a model answers depends on tokens that follow, and so on padding.
+
+    Args:
+        model: in evaluation mode.
+        head: its last position.
+    """
+    embedding = model.get_input_embeddings().weight
+    input_ids = torch.tensor([[3, 4, 5], [3, 4, 6]], device=embedding.device) % len(embedding)
+    with torch.no_grad():
+        one, other = head.logits(input_ids, torch.tensor([2, 2], device=embedding.device)).double()
+    # Rows of one batch round alike but for the last bits of some products.
+    if float((one - other).abs().max()) > (1e-5 + 8 * torch.finfo(embedding.dtype).eps) * float(one.abs().max()):
+        raise CulnigError(
+            f"{type(model).__name__} also reads the tokens that follow (it is not causal), so an answer would depend "
+            "on its padding; only decoders that read from left to right are supported"
+        )
 
 
 @contextlib.contextmanager

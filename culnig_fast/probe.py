@@ -12,6 +12,7 @@ Then one projection at a time is disturbed and the input of its block's last pro
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from culnig_fast.last_position import evaluation_mode
 
 TOKENS = 3
 DISTURBED = 1
+FAR_TOKENS = 24
+"""Of a second call, at the last positions that a model is made for: a layer may do something else there."""
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -116,13 +119,16 @@ class LayerProbe:
 
     def mixes_tokens(self, block: Block) -> bool:
         """Whether disturbing the block's entries at one position reaches the exit at a later one."""
-        whole = [(entry, slice(0, entry.outputs)) for entry in block.entries]
-        return self._reaches(block, whole, after=True)
+        return self._reaches(block, _whole(block), _AFTER)
+
+    def looks_ahead(self, block: Block) -> bool:
+        """Whether disturbing the block's entries at one position reaches the exit at an earlier one."""
+        return self._reaches(block, _whole(block), _BEFORE)
 
     def acts_locally(self, block: Block, entry: Projection, columns: slice) -> bool:
         """Whether these columns reach the exit at their own position and at no later one."""
         place = [(entry, columns)]
-        return self._reaches(block, place, after=False) and not self._reaches(block, place, after=True)
+        return self._reaches(block, place, _THERE) and not self._reaches(block, place, _AFTER)
 
     def acts_linearly(self, block: Block, entry: Projection, columns: slice) -> bool:
         """Whether negating these columns negates what the exit reads (and that is not zero).
@@ -134,9 +140,8 @@ class LayerProbe:
         size = self._most(float(plain.abs().max()))
         return self._most(float((plain + negated).abs().max())) <= 0.02 * size and size > 0
 
-    def _reaches(self, block: Block, places: list[tuple[Projection, slice]], after: bool) -> bool:
+    def _reaches(self, block: Block, places: list[tuple[Projection, slice]], where: slice) -> bool:
         plain = self._exit_input(block, {})
-        where = slice(DISTURBED + 1, None) if after else slice(DISTURBED, DISTURBED + 1)
         # Both signs: a softmax that is saturated at another token notices only the sign that raises a score.
         for sign in (1.0, -1.0):
             edits = {entry.path: _edit(columns, partial(_disturb, sign=sign)) for entry, columns in places}
@@ -192,17 +197,53 @@ class LayerProbe:
             return self.layer(*self.args, **self.kwargs)
 
 
+def far_inputs(model: Any, vocabulary: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Tokens [1, FAR_TOKENS] at the last positions that the model is made for; fewer where it has fewer.
+
+    Where rotations change with the longest position of a run, they stand before that.
+    """
+    text = model.config.get_text_config(decoder=True)
+    end = rotation_limit(text) or getattr(text, "max_position_embeddings", None) or FAR_TOKENS
+    count = min(FAR_TOKENS, end)
+    inputs = {"input_ids": _tokens(count, vocabulary, device)}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = torch.arange(end - count, end, device=device)[None]
+    return inputs
+
+
+def _tokens(count: int, vocabulary: int, device: torch.device) -> torch.Tensor:
+    return (torch.arange(3, 3 + count, device=device) % vocabulary)[None]
+
+
+def rotation_limit(config: Any) -> int | None:
+    """Positions of a text configuration up to which its rotations are the same in every run; None without a limit.
+
+    `dynamic` and `longrope` choose their frequencies by the longest position of a run, pads included.
+    """
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    limits = [
+        kind.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or getattr(config, "max_position_embeddings", None)
+        for kind in kinds
+        if kind.get("rope_type", kind.get("type")) in ("dynamic", "longrope")
+    ]
+    return min((limit for limit in limits if limit), default=None)
+
+
 @contextlib.contextmanager
 def recorded_layers(
-    model: nn.Module, layers: list[nn.Module], vocabulary: int, most: Most = one_process
+    model: nn.Module, layers: list[nn.Module], vocabulary: int, most: Most = one_process, far: bool = False
 ) -> Iterator[list[LayerProbe]]:
     """Run the model once on three tokens, in evaluation mode, and yield a probe for each of `layers`.
 
-    The model's training flags are restored when the block ends. `most` is the probes'.
+    The model's training flags are restored when the block ends. `most` is the probes'. With `far` there are
+    `FAR_TOKENS` tokens, at the last positions that the model is made for.
     """
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    input_ids = (torch.arange(3, 3 + TOKENS, device=device) % vocabulary)[None]
+    inputs = far_inputs(model, vocabulary, device) if far else {"input_ids": _tokens(TOKENS, vocabulary, device)}
 
     def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls[id(layer)] = (args, kwargs)
@@ -211,8 +252,15 @@ def recorded_layers(
         with contextlib.ExitStack() as stack, torch.no_grad():
             for layer in layers:
                 stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
-            model(input_ids=input_ids, use_cache=False)
+            model(**inputs, use_cache=False)
         yield [LayerProbe(layer, *calls[id(layer)], most) for layer in layers]
+
+
+_BEFORE, _THERE, _AFTER = slice(0, DISTURBED), slice(DISTURBED, DISTURBED + 1), slice(DISTURBED + 1, None)
+
+
+def _whole(block: Block) -> list[tuple[Projection, slice]]:
+    return [(entry, slice(0, entry.outputs)) for entry in block.entries]
 
 
 def _edit(columns: slice, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

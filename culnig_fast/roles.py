@@ -57,6 +57,11 @@ def layer_roles(probe: LayerProbe, config: Any, problem: str, mixture: Mixture |
             + ("" if mixture is None else f" or experts ({mixture.path}) with at most one shared MLP beside them")
             + f", found {len(attention)} and {len(mlps)}: {found}; {_unaccounted(probe.layer, blocks, mixture)}"
         )
+    if probe.looks_ahead(attention[0]):
+        raise CulnigError(
+            f"{problem}: its attention also reads the tokens that follow (it is not causal), so a sample's scores "
+            "would depend on its padding; only decoders that read from left to right are supported"
+        )
     roles = _attention_roles(probe, attention[0], config, problem)
     if mixture is None:
         roles += _mlp_roles(probe, mlps[0], config, problem)

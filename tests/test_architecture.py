@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import families
 import pytest
 import torch
+import transformers as tf
 from torch import nn
+from wordlevel import make_questions, make_tokenizer
 
 from culnig_fast.architecture import discover
 from culnig_fast.errors import CulnigError
+from culnig_fast.evaluation import evaluate
 
 NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"}
 
@@ -140,3 +145,39 @@ def test_discovery_changes_nothing() -> None:
     assert [module.training for module in model.modules()] == flags
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+NOT_CAUSAL: dict[str, Any] = {
+    "bert": lambda: tf.BertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    ),
+    "gemma3_bidirectional": lambda: tf.Gemma3TextConfig(
+        **{
+            **families.LISTED["gemma3"]().to_dict(),
+            "use_bidirectional_attention": True,
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_CAUSAL)
+def test_a_model_that_reads_ahead_is_refused(name: str) -> None:
+    """Its scores and answers would depend on the padding."""
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(NOT_CAUSAL[name]()).eval()
+    with pytest.raises(CulnigError, match="not causal"):
+        discover(model)
+    with pytest.raises(CulnigError, match="not causal"):
+        evaluate(model, make_tokenizer(), make_questions(3), progress=False)
+
+
+@pytest.mark.parametrize("shared", ["mlp", "layer"])
+def test_a_module_that_two_layers_share_is_refused(shared: str) -> None:
+    model = families.build("llama")
+    layers = model.model.layers
+    if shared == "mlp":
+        layers[1].mlp = layers[0].mlp
+    else:
+        layers[1] = layers[0]
+    with pytest.raises(CulnigError, match=r"layers 0 and 1 share model\.layers\.0\.[a-z_.]+, .* copy"):
+        discover(model)

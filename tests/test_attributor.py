@@ -159,3 +159,17 @@ def test_nan_weights_are_named() -> None:
         model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     with pytest.raises(cf.CulnigError, match=r"q0.*nan|nan.*q0"):
         cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
+
+
+@pytest.mark.parametrize("path", ["taps", "fused"])
+def test_an_objective_of_an_earlier_forward_is_refused(path: str) -> None:
+    """Its gradients would be reduced over the later batch's lengths."""
+    model, ids = families.build("llama"), torch.arange(3, 15).view(2, 6)
+    with cf.Attributor(model, path=path) as attributor:
+        earlier = attributor.forward(ids, torch.tensor([6, 4]))
+        attributor.forward(ids, torch.tensor([1, 1]))
+        with pytest.raises(cf.CulnigError, match="earlier forward"):
+            attributor.backward(earlier[:, 3])
+        assert not attributor.totals.any()
+        attributor.backward(attributor.forward(ids, torch.tensor([6, 4]))[:, 3])
+        assert attributor.totals.any()

@@ -58,12 +58,15 @@ def fused_layers(architecture: Architecture, scoring: Scoring, logits: Callable[
     fusion = Fusion()
     fused: dict[int, FusedLayer] = {}
     with contextlib.ExitStack() as stack, torch.no_grad():
-        vocabulary = int(architecture.embedding.weight.shape[0])
-        with recorded_layers(model, list(architecture.layers), vocabulary) as probes:
-            for index, probe in enumerate(probes):
+        vocabulary, layers = int(architecture.embedding.weight.shape[0]), list(architecture.layers)
+        with (
+            recorded_layers(model, layers, vocabulary) as probes,
+            recorded_layers(model, layers, vocabulary, far=True) as far,
+        ):
+            for index, calls in enumerate(zip(probes, far, strict=True)):
                 sites = [location for location in architecture.locations if location.site.layer_idx == index]
                 try:
-                    fused[index] = fuse_layer(probe, sites, scoring, shared, index == 0, stack)
+                    fused[index] = fuse_layer(calls, sites, scoring, shared, index == 0, stack)
                 except NotFusable as error:
                     fusion.reasons[index] = str(error)
         expected = logits()
@@ -85,25 +88,36 @@ def fused_layers(architecture: Architecture, scoring: Scoring, logits: Callable[
 
 
 def fuse_layer(
-    probe: LayerProbe,
+    calls: tuple[LayerProbe, LayerProbe],
     sites: list[SiteLocation],
     scoring: Scoring,
     shared: set[int],
     first: bool,
     stack: contextlib.ExitStack,
 ) -> FusedLayer:
-    """One layer's stand-in, proved to return what the layer does; its projections stay joined until the stack ends."""
-    parts = find_parts(probe, sites)
-    if any(id(parameter) in shared for parameter in probe.layer.parameters()):
+    """One layer's stand-in, proved to return what the layer does; its projections stay joined until the stack ends.
+
+    Args:
+        calls: of the layer, on its first tokens and at far positions.
+        sites: the layer's neurons.
+        scoring: where scores go.
+        shared: parameters (by id) whose memory others share.
+        first: no gradient is needed below the layer.
+        stack: undoes it.
+
+    Raises:
+        NotFusable: it cannot be fused; the message says why.
+    """
+    parts = find_parts(calls[0], sites)
+    if any(id(parameter) in shared for parameter in calls[0].layer.parameters()):
         raise NotFusable("its weights share memory with others")
-    expected = probe.run()
+    expected = [probe.run() for probe in calls]
     with contextlib.ExitStack() as own:
         layer = join_layer(parts, scoring, first, own)
-        got = layer(*probe.args, **probe.kwargs)
-        if parts.returns_tuple:
-            got, expected = got[0], expected[0]
-        if not same_output(got, expected):
-            raise NotFusable("it computes something else than a gated MLP and rotary attention between RMS norms")
+        got = [layer(*probe.args, **probe.kwargs) for probe in calls]
+        for one, other in zip(got, expected, strict=True):
+            if not (same_output(one[0], other[0]) if parts.returns_tuple else same_output(one, other)):
+                raise NotFusable("it computes something else than a gated MLP and rotary attention between RMS norms")
         stack.push(own.pop_all())
     return layer
 

@@ -98,7 +98,7 @@ def attribute_streamed(
     batches = plan_batches(samples.lengths, batch_tokens, batch_size)
     if stream_tokens is None:
         weight = streamed.architecture.embedding.weight
-        width = streamed.probes[0].args[0].shape[-1]
+        width = streamed.probes[0][0].args[0].shape[-1]
         stream_tokens = default_stream_tokens(len(streamed.layers), width, weight.element_size(), streamed.device)
     saved = None
     if checkpoint is not None:

@@ -218,7 +218,7 @@ class StreamedAttributor(Attributor):
 
     def _there_and_back(self, index: int) -> None:
         """The layer's recorded call, and a gradient through it."""
-        probe = self.streamed.probes[index]
+        probe, _ = self.streamed.probes[index]
         hidden, *further = probe.args
         out = self.architecture.layers[index](hidden.detach().requires_grad_(True), *further, **probe.kwargs)
         torch.autograd.backward((out[0] if isinstance(out, tuple) else out).sum())
@@ -250,7 +250,7 @@ class StreamedAttributor(Attributor):
 
         Once, before a block's states take their memory: the head and a layer are in memory together.
         """
-        last, probe = len(self.streamed.layers) - 1, self.streamed.probes[-1]
+        last, (probe, _) = len(self.streamed.layers) - 1, self.streamed.probes[-1]
         weights = self.streamed.weights
         with (
             weights.loaded(self.streamed.head),

@@ -50,11 +50,12 @@ class Surroundings:
         self.model, self.layers, self.embedding = model, layers, embedding
         self.tupled = tuple(tupled)
 
-    def before(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
+    def before(self, input_ids: torch.Tensor, **further: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
         """Input of the first layer, and what each layer is called with; the embedding must be loaded.
 
         Args:
             input_ids: int64 [S, T], right-padded.
+            further: inputs that the model is given beside these.
 
         Returns:
             [S, T, H], and a call a layer.
@@ -70,7 +71,7 @@ class Surroundings:
             return state
 
         with torch.no_grad(), one_sequence_a_row(), self._standing_in(keep), contextlib.suppress(_Enough):
-            self.model(input_ids=input_ids, use_cache=False)
+            self.model(input_ids=input_ids, use_cache=False, **further)
         return hidden[0], calls
 
     def after(self, state: torch.Tensor, input_ids: torch.Tensor, lengths: torch.Tensor, head: LastPosition) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 from culnig_fast.architecture import Architecture, discover_alike, find_layers, layer_kind
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import replaced_forward
-from culnig_fast.probe import LayerProbe
+from culnig_fast.probe import LayerProbe, far_inputs
 from culnig_fast.streaming.calls import Surroundings
 from culnig_fast.streaming.names import match_buffers, match_names
 from culnig_fast.streaming.pieces import read_stored, tensor_names
@@ -30,7 +30,7 @@ class StreamedModel:
     Attributes:
         architecture: its neurons.
         surroundings: what it does before its first layer and after its last.
-        probes: a call of each layer on three tokens.
+        probes: calls of each layer, on three tokens and at far positions.
         weights: loads and unloads.
         layers: the weights of each decoder layer.
         embedding, head: the weights of the two; one tensor in many models.
@@ -39,7 +39,7 @@ class StreamedModel:
 
     architecture: Architecture
     surroundings: Surroundings
-    probes: tuple[LayerProbe, ...]
+    probes: tuple[tuple[LayerProbe, LayerProbe], ...]
     weights: Weights
     layers: tuple[Part, ...]
     embedding: Part
@@ -94,8 +94,10 @@ def open_streamed(
         probes = tuple(LayerProbe(layer, *scout.calls[index]) for index, layer in enumerate(layers))
     with weights.loaded(ends[0]):
         surroundings.check_chain(_few_tokens(embedding, weights.device))
+        far = _far_calls(model, surroundings, list(layers), weights.device)
     fingerprint = shards.fingerprint(tensor_names(list(of.values())))
-    return StreamedModel(architecture, surroundings, probes, weights, tuple(parts), *ends, fingerprint)
+    calls = tuple(zip(probes, far, strict=True))
+    return StreamedModel(architecture, surroundings, calls, weights, tuple(parts), *ends, fingerprint)
 
 
 def _load_buffers(model: Any, decoder: nn.Module, shards: Shards) -> None:
@@ -116,6 +118,15 @@ def _load_buffers(model: Any, decoder: nn.Module, shards: Shards) -> None:
 
 def _few_tokens(embedding: Any, device: torch.device) -> torch.Tensor:
     return (torch.arange(3, 9, device=device) % int(embedding.weight.shape[0])).view(2, 3)
+
+
+def _far_calls(
+    model: Any, surroundings: Surroundings, layers: list[nn.Module], device: torch.device
+) -> list[LayerProbe]:
+    """Calls of the layers at far positions, all on the embedding's output; the embedding must be loaded."""
+    inputs = far_inputs(model, int(surroundings.embedding.weight.shape[0]), device)
+    hidden, calls = surroundings.before(**inputs)
+    return [LayerProbe(layer, (hidden, *call.args), call.kwargs) for layer, call in zip(layers, calls, strict=True)]
 
 
 class _Scout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import families
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers as tf
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.llama.modeling_llama import LlamaMLP
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
@@ -273,3 +275,37 @@ def test_overlaps_are_found_whatever_their_order() -> None:
         torch.nn.Parameter(t, requires_grad=False) for t in (base, base[10:20], base[50:60], torch.zeros(5))
     )
     assert overlapping([later, free, whole, inner]) == {id(whole), id(inner), id(later)}
+
+
+def far_queries() -> Any:
+    """A model that scales its queries from position 8 on, as some do from position 16,384 on."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 8}
+    scaled = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}
+    settings = {**families.LISTED["llama"]().to_dict(), "sliding_window": None, "rope_parameters": {**rope, **scaled}}
+    torch.manual_seed(0)
+    return tf.AutoModelForCausalLM.from_config(tf.Ministral3Config(**settings)).eval()
+
+
+class LaterHalved(LlamaMLP):
+    """An MLP that does something else from the sixth token on."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        return torch.cat([out[:, :5], out[:, 5:] / 2], dim=1)
+
+
+def test_a_layer_that_is_another_at_far_positions_stays_on_taps(tmp_path: Path) -> None:
+    later = families.build("llama")
+    for layer in later.model.layers:
+        layer.mlp.__class__ = LaterHalved
+    for model in (far_queries(), later):
+        described = fusion_of(model)
+        assert described["fused"] == []
+        assert list(described["taps"]) == [
+            "it computes something else than a gated MLP and rotary attention between RMS norms"
+        ]
+    model = far_queries()
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    streamed = cf.attribute_streamed(tmp_path, TOKENIZER, QUESTIONS, progress=False)
+    assert streamed.metadata["fusion"]["fused"] == []
