@@ -137,7 +137,7 @@ def attribute(
             attributor.restore(torch.from_numpy(earlier.totals))
         mine = Loop(attributor, samples, order, budget, world, saved, earlier).run(progress)
     probabilities = _merged_probabilities(mine, order, len(kept), world)
-    totals = world.sum(attributor.totals).cpu().numpy()
+    totals = world.sum(attributor.totals_on("cpu") if world.alone else attributor.totals).cpu().numpy()
     return finished_table(
         attributor,
         encoded,
@@ -211,6 +211,7 @@ def _fitting_tokens(attributor: Attributor, samples: Samples, share: float) -> i
     cards = sorted({p.device.index for p in attributor.architecture.model.parameters() if p.device.type == "cuda"})
     if device.type != "cuda":
         return default_batch_tokens(device)
+    attributor.reserve_totals()
     meters: list[Meter] = [CudaMeter(torch.device("cuda", card)) for card in cards]
     if (division := attributor.architecture.division) is not None:
         meters = [joint(meter, division) for meter in meters]

@@ -220,7 +220,15 @@ class Attributor:
     @property
     def totals(self) -> torch.Tensor:
         """float64 [n_groups, neurons] sums so far, on the device of the first scored layer."""
-        return self._totals.whole
+        return self._totals.whole()
+
+    def totals_on(self, device: torch.device | str) -> torch.Tensor:
+        """The same on another device, collected there: a GPU that is nearly full need not hold them twice."""
+        return self._totals.whole(device)
+
+    def reserve_totals(self) -> None:
+        """Take the memory of the totals now and not with the first batch, for those who measure what is left."""
+        self._totals.reserve()
 
     def is_finite(self) -> bool:
         """Whether no total is NaN or infinite; waits for the device, once for each."""
@@ -253,6 +261,8 @@ class Attributor:
         if reason is None:
             fusing = fused_layers(self.architecture, self._scorer.fused(self.locations), lambda: self._few_logits(head))
             self.fusion = stack.enter_context(self._required(fusing))
+            if self.architecture.embedding.weight.device.type == "cuda":
+                torch.cuda.empty_cache()  # what joined weights have left lies in pieces too small for a batch
         else:
             self.fusion = Fusion(reasons=dict.fromkeys(range(len(self.architecture.layers)), reason))
         on_taps = [location for location in self.locations if location.site.layer_idx not in self.fusion.layers]

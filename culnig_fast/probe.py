@@ -27,7 +27,7 @@ from culnig_fast.last_position import evaluation_mode
 
 TOKENS = 3
 DISTURBED = 1
-FAR_TOKENS = 24
+FAR_TOKENS = 16
 """Of a second call, at the last positions that a model is made for: a layer may do something else there."""
 
 

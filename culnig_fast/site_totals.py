@@ -90,11 +90,15 @@ class SiteTotals:
             self._blocks[key] = self._blocks[key].to(device)
         return self._blocks[key]
 
-    @property
-    def whole(self) -> torch.Tensor:
-        """float64 [n_groups, neurons], on the device of the first site."""
-        parts = [self._all_of(location) for location in self.locations]
-        return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+    def whole(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """float64 [n_groups, neurons] on a device; None is that of the first site, where it takes as much again."""
+        where = self._all_of(self.locations[0]).device if device is None else device
+        return torch.cat([self._all_of(location).to(where) for location in self.locations], dim=1)
+
+    def reserve(self) -> None:
+        """Take the memory of all of them now, where their weights are."""
+        for location in self.locations:
+            self.of(location)
 
     def is_finite(self) -> bool:
         """Whether none is NaN or infinite; waits for the device, once for each."""

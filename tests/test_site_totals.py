@@ -90,3 +90,11 @@ def test_a_module_that_runs_twice_counts_once() -> None:
             scorer.score(location, act, act * factor)
     assert totals.of(gate)[0].tolist() == [1.0] * gate.width
     assert totals.of(up)[0].tolist() == [2.0] * up.width
+
+
+def test_totals_are_there_before_what_is_left_is_measured() -> None:
+    totals, _ = totals_of(("mlp.gate_proj", "self_attn.q_proj"))
+    assert not totals._blocks
+    totals.reserve()
+    assert sum(block.numel() for block in totals._blocks.values()) == 2 * totals.layout.size
+    assert totals.whole("cpu").shape == totals.whole().shape == (2, totals.layout.size)

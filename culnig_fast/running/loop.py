@@ -204,7 +204,7 @@ class Loop:
     def _keep(self) -> None:
         if self.checkpoint is None or not self._seen:
             return
-        totals, probability = self.attributor.totals.cpu().numpy(), torch.cat(self._seen).cpu().numpy()
+        totals, probability = self.attributor.totals_on("cpu").numpy(), torch.cat(self._seen).cpu().numpy()
         budget = self.budget
         if self._keeps:
             self.checkpoint.save(Progress(totals, probability, budget.tokens, budget.limit, budget.halvings))

@@ -154,6 +154,8 @@ class World:
         """
         if self.alone:
             return tensor
+        if tensor.is_cuda:
+            torch.cuda.empty_cache()  # the exchange takes memory beside torch's own
         flat = tensor.reshape(-1)
         total = torch.cat([self._sum_block(block) for block in flat.split(_BLOCK)]).view(tensor.shape)
         self._seen.clear()  # the pulse may have waited for the exchange

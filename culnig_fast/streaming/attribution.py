@@ -128,7 +128,7 @@ def attribute_streamed(
         encoded,
         (groups, membership),
         probabilities,
-        attributor.totals.cpu().numpy(),
+        attributor.totals_on("cpu").numpy(),
         metadata,
         checkpoint=None if saved is None else saved.path,
     )
@@ -186,7 +186,7 @@ def _run(
                 bar.set_postfix_str(f"block {number} of {len(blocks)}", refresh=False)
                 score(block)
                 if checkpoint is not None and checkpoint.due():
-                    totals, probability = attributor.totals.cpu().numpy(), torch.cat(seen).cpu().numpy()
+                    totals, probability = attributor.totals_on("cpu").numpy(), torch.cat(seen).cpu().numpy()
                     checkpoint.save(Progress(totals, probability, None, None, 0))
                     kept = len(probability)
         except KeyboardInterrupt as stop:

@@ -98,8 +98,11 @@ def plan_blocks(batches: Sequence[np.ndarray], lengths: Sequence[int], tokens: i
 
 def default_stream_tokens(layers: int, width: int, itemsize: int, device: torch.device) -> int:
     """Tokens whose hidden states fit into a share of the host's free memory."""
-    tokens = max(1, int(MEMORY_SHARE * _free_memory() / (layers * width * itemsize)))
-    return min(tokens, MOST_TOKENS_CPU) if device.type == "cpu" else tokens
+    each = int(MEMORY_SHARE * _free_memory() / layers)
+    if device.type == "cpu":
+        return max(1, min(each // (width * itemsize), MOST_TOKENS_CPU))
+    # torch takes pinned memory in powers of two, and would go beyond the share by up to as much again.
+    return max(1, (1 << each.bit_length() - 1) // (width * itemsize))
 
 
 def _free_memory() -> int:

@@ -91,7 +91,7 @@ def actgrad_kernel(
     result = finish(running, MAXIMUM)
     if MEAN:
         result = result / tl.sum(counted, 0).to(tl.float32)
-    if PADS_COUNT and MAXIMUM:
+    if PADS_COUNT and MAXIMUM and not PACKED:
         result = tl.where(padded, tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL), result)
     tl.store(out_ptr + index * columns + cols, result, mask=inside)
 

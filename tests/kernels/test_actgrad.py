@@ -83,6 +83,11 @@ def test_zero_padding_counts_pads(reduction: str, device: torch.device) -> None:
     if reduction == "max":
         assert (got[[0, 2]] == 0).all()
         assert (got[1] < 0).all(), "a sample without padding has none to count"
+    packed = [torch.cat([x[s, :length] for s, length in enumerate(LENGTHS)]) for x in (act, grad)]
+    ends = torch.tensor([0, *LENGTHS]).cumsum(0)
+    got = actgrad_reduce(*packed, reduction=reduction, padding="zero", cu_seqlens=ends).cpu()
+    want = actgrad_reduce(act, grad, lengths, reduction).cpu()
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=0, msg="packed samples have no pads")
 
 
 @pytest.mark.parametrize("reduction", RULES)

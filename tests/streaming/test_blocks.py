@@ -67,8 +67,10 @@ def test_states_keep_what_they_are_given() -> None:
 
 
 def test_default_block_is_what_half_of_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks_module, "_free_memory", lambda: 8 * 100 * 2 * 2 * 1000)
-    assert default_stream_tokens(8, 100, 2, torch.device("cuda")) == 1000 * 2 * 2 // 4
+    """Pinned memory is taken in powers of two: of 400,000 bytes a layer 262,144 are left."""
+    monkeypatch.setattr(blocks_module, "_free_memory", lambda: 8 * 2 * 400_000)
+    assert default_stream_tokens(8, 100, 2, torch.device("cuda")) == 2**18 // 200
+    assert default_stream_tokens(8, 100, 2, torch.device("cpu")) == 400_000 // 200
     monkeypatch.setattr(blocks_module, "_free_memory", lambda: 0)
     assert default_stream_tokens(8, 100, 2, torch.device("cpu")) == 1
     monkeypatch.setattr(blocks_module, "_free_memory", lambda: 1 << 50)
