@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 Tensor = Literal["output", "input"]
 
@@ -117,13 +118,14 @@ class FusedExperts:
         chosen = index.reshape(-1)
         order = torch.argsort(chosen, stable=True)
         routing = Routing(order // index.shape[-1], chosen[order])
-        rows = self.rows_of(chosen)
         form = self.form
+        weights_of = [self._inputs_first(getattr(self.module, part)) for part in (form.entry, form.exit)]
+        rows = None if all(one_launch(hidden, weight) for weight in weights_of) else self.rows_of(chosen)
         # A permutation of copies: its gradient has no two rows that are added in whatever order they come.
         copies = hidden[:, None].expand(*index.shape, -1).reshape(len(chosen), -1)
-        gate_up = changed(form.entry, "output", self._product(copies[order], form.entry, rows), routing)
+        gate_up = changed(form.entry, "output", self._product(copies[order], form.entry, routing, rows), routing)
         act = changed(form.exit, "input", self.module._apply_gate(gate_up), routing)
-        out = self._product(act, form.exit, rows) * weights.reshape(-1)[order][:, None]
+        out = self._product(act, form.exit, routing, rows) * weights.reshape(-1)[order][:, None]
         return out[torch.argsort(order)].view(*index.shape, -1).sum(1).to(hidden.dtype)
 
     def rows_of(self, chosen: torch.Tensor) -> list[int]:
@@ -166,15 +168,39 @@ class FusedExperts:
         # A neuron is a row of [experts, outputs, inputs] where it is put out, a column where it is taken in.
         return weight if self.form.transposed != (tensor == "output") else weight.transpose(1, 2)
 
-    def _product(self, values: torch.Tensor, part: str, rows: list[int]) -> torch.Tensor:
-        """Each expert's own product with its rows of values, which come expert after expert."""
-        weight, bias = getattr(self.module, part), getattr(self.module, f"{part}_bias", None)
+    def _inputs_first(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight if self.form.transposed else weight.transpose(1, 2)
+
+    def _product(self, values: torch.Tensor, part: str, routing: Routing, rows: list[int] | None) -> torch.Tensor:
+        """Each expert's own product with its rows of values, which come expert after expert.
+
+        `rows` says how many each has; None asks for all products at once.
+        """
+        weight, bias = self._inputs_first(getattr(self.module, part)), getattr(self.module, f"{part}_bias", None)
+        if rows is None:
+            numbers = torch.arange(self.count, device=values.device)
+            ends = torch.searchsorted(routing.experts, numbers, right=True).to(torch.int32)
+            out = F.grouped_mm(values, weight, offs=ends)
+            return out if bias is None else out + bias[routing.experts]
         parts = []
         for expert, own in enumerate(values.split(rows)):
             if len(own):
-                out = own @ (weight[expert] if self.form.transposed else weight[expert].T)
+                out = own @ weight[expert]
                 parts.append(out if bias is None else out + bias[expert])
         return torch.cat(parts)
+
+
+def one_launch(values: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether all experts' products are asked for at once: on a GPU, where asking for each takes longer than it does.
+
+    Args:
+        values: [N, ·] of the number format of what is multiplied.
+        weight: [experts, inputs, outputs].
+    """
+    aligned = all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:])
+    # torch 2.10 brought it; other number formats came later, and not on all cards.
+    plain = values.dtype == weight.dtype == torch.bfloat16
+    return values.device.type == "cuda" and hasattr(F, "grouped_mm") and plain and aligned
 
 
 class OpenForward:

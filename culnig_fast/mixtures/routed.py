@@ -23,8 +23,8 @@ def routed_scores(
     """Activation × gradient of each sample and expert, reduced over the sample's real tokens at that expert.
 
     A token that was not routed to an expert has no activation there: it is absent, not 0. The rows are brought into
-    packed segments, one for each (sample, expert) that met, so the reduction never sees an empty one and no infinity
-    arises that a weight of 0 would turn to NaN.
+    packed segments, one for each (sample, expert), and those where the two did not meet are 0 in the end: no infinity
+    is left that a weight of 0 would turn to NaN.
 
     Args:
         reduce: `actgrad_reduce` of the backend.
@@ -50,13 +50,32 @@ def routed_scores(
         counts_too &= keep[sample, position]
     if reduction == "last":  # of the sample; the last token that an expert saw may be an earlier one
         counts_too &= position == lengths[sample] - 1
-    rows = counts_too.nonzero().flatten()
-    rows = rows[torch.argsort(segment[rows], stable=True)]
-    counts = torch.bincount(segment[rows], minlength=batch * count)
-    met = counts.nonzero().flatten()
+        reduction = "sum"  # of one token, where there is one
+    segments = batch * count
+    pack = _all_segments if act.device.type == "cuda" else _met_segments
+    rows, ends, met = pack(torch.where(counts_too, segment, segments), segments)
     work = torch.float64 if torch.float64 in (act.dtype, grad.dtype) else torch.float32
-    scores = torch.zeros(batch * count, columns, dtype=work, device=act.device)
-    if len(met):
-        ends = torch.nn.functional.pad(counts[met].cumsum(0), (1, 0))
-        scores[met] = reduce(act[rows].contiguous(), grad[rows].contiguous(), None, reduction, cu_seqlens=ends)
+    if not isinstance(met, slice) and not len(met):
+        return torch.zeros(batch, count * columns, dtype=work, device=act.device)
+    found = reduce(act[rows].contiguous(), grad[rows].contiguous(), None, reduction, cu_seqlens=ends)
+    if isinstance(met, slice):
+        scores = found.masked_fill((ends.diff() == 0)[:, None], 0.0)
+    else:
+        scores = torch.zeros(segments, columns, dtype=work, device=act.device)
+        scores[met] = found
     return scores.view(batch, count * columns)
+
+
+def _met_segments(segment: torch.Tensor, segments: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | slice]:
+    """(rows in the order of their segments, bounds of the segments that have some, which these are)."""
+    rows = (segment < segments).nonzero().flatten()
+    rows = rows[torch.argsort(segment[rows], stable=True)]
+    counts = torch.bincount(segment[rows], minlength=segments)
+    met = counts.nonzero().flatten()
+    return rows, torch.nn.functional.pad(counts[met].cumsum(0), (1, 0)), met
+
+
+def _all_segments(segment: torch.Tensor, segments: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | slice]:
+    """The same with bounds of all segments, which the host need not wait for; rows of none come last."""
+    ordered, rows = torch.sort(segment, stable=True)
+    return rows, torch.searchsorted(ordered, torch.arange(segments + 1, device=segment.device)), slice(None)

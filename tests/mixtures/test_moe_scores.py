@@ -12,8 +12,10 @@ import pytest
 import torch
 from listed_mixture import as_list
 from moe_checks import QUESTIONS, TOKENIZER, TOKENS, attributed, logits_of, samples_of, sites_of, some_neurons, worst
+from simulated_gpu import GPU, SimulatedGpu
 
 import culnig_fast as cf
+from culnig_fast.mixtures.experts import one_launch
 
 
 # These models' norms and routers round to float32 whatever they hold, so float64 is held to a few float32 roundings.
@@ -193,3 +195,25 @@ def test_further_reductions_are_over_the_tokens_that_reached_an_expert(reduction
     counts = np.round(summed[reached] / found[reached])
     assert ((counts >= 1) & (counts <= 5)).all() and len(set(counts.tolist())) > 1
     np.testing.assert_allclose(found[reached] * counts, summed[reached], rtol=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "grouped_mm"), reason="torch 2.10 brought grouped products")
+@pytest.mark.parametrize("family", families.MIXTURES)
+def test_all_experts_products_at_once_are_those_one_by_one(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is asked for all at once; the sums are of the same terms, in whatever order a product adds them."""
+    model = families.build(family)
+    expected = attributed(model)
+    asked: list[bool] = []
+    monkeypatch.setattr("culnig_fast.mixtures.experts.one_launch", lambda values, weight: asked.append(True) or True)
+    assert worst(attributed(model).totals, expected.totals, expected.layout) <= 1e-5
+    assert asked
+
+
+def test_products_are_asked_for_at_once_on_a_gpu_alone() -> None:
+    weight = torch.zeros(2, 16, 24, dtype=torch.bfloat16)
+    assert not one_launch(torch.zeros(3, 16, dtype=torch.bfloat16), weight)
+    with SimulatedGpu():
+        values = torch.zeros(3, 16, dtype=torch.bfloat16, device=GPU)
+        assert one_launch(values, weight) == hasattr(torch.nn.functional, "grouped_mm")
+        assert not one_launch(values, weight[..., :20])
+        assert not one_launch(values.float(), weight.float())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from culnig_kernels import validate
@@ -53,9 +55,8 @@ def reduce_positions(
 ) -> torch.Tensor:
     """[S, K]: each sample's rows of product, [S, T, K] or packed [T, K], reduced over those that count."""
     if segments.packed:
-        sizes = segments.bounds.diff().tolist()
-        kept = [None] * len(sizes) if keep is None else keep.split(sizes)
-        rows = [part if k is None else part[k] for part, k in zip(product.split(sizes), kept, strict=True)]
+        spans = [slice(*ends) for ends in itertools.pairwise(segments.bounds.tolist())]
+        rows = [product[span] if keep is None else product[span][keep[span]] for span in spans]
         return torch.stack([_reduce_rows(part, reduction) for part in rows])
     counted = counted_positions(product, segments.bounds, keep)[:, :, None]
     if reduction == "last":
@@ -81,7 +82,9 @@ def last_counted(counted: torch.Tensor) -> torch.Tensor:
 
 
 def _reduce_rows(rows: torch.Tensor, reduction: str) -> torch.Tensor:
-    """[K] of [T, K]."""
+    """[K] of [T, K]; of no rows -inf for a maximum, and 0, or NaN for a mean, else."""
+    if not len(rows) and reduction != "mean":
+        return rows.new_full(rows.shape[1:], -torch.inf if reduction in ("max", "absmax") else 0.0)
     if reduction == "max":
         return rows.amax(0)
     if reduction == "absmax":
