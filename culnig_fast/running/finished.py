@@ -63,4 +63,3 @@ def finished_table(
         },
         checkpoint=checkpoint,
     )
-
