@@ -211,7 +211,7 @@ def answer_token(tokenizer: Any, question: Question) -> int:
         raise CulnigError(
             f"the answer {question.answer!r} of question {question.id!r} is not one token of this tokenizer "
             f"(it makes {tokenizer.tokenize(question.answer)}); use one-token labels, or leave such "
-            f"questions out with on_unusable='skip'"
+            "questions out (--skip-unusable, in Python on_unusable='skip')"
         )
     return token
 

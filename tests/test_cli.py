@@ -188,6 +188,52 @@ def test_an_existing_output_is_refused_before_any_work(folder: Path, capsys: pyt
         assert "exists already" in capsys.readouterr().err
 
 
+OUTPUTS = [
+    ("score", "nowhere/at/all"),
+    ("evaluate", "nowhere/at/all"),
+    ("answer", "nowhere/at/all", "--task", "blend_short"),
+    ("ablate", "nowhere/at/all", "--random", 3),
+    ("modules", "nowhere/at/all", "--neurons", "no.json"),
+    ("baseline", "activations", "nowhere/at/all"),
+    ("baseline", "lape", "no.safetensors"),
+    ("baseline", "mean-activation", "no.safetensors", "--like", "no.json"),
+    ("baseline", "weight-norm", "nowhere/at/all", "--like", "no.json"),
+    ("select", "general", "no.safetensors", "--control", "no.safetensors", "--surface", "no.safetensors"),
+    ("select", "specific", "no.safetensors", "--control", "no.safetensors", "--surface", "no.safetensors",
+     "--country", "US"),
+    ("select", "random", "no.safetensors", "--count", 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=lambda arguments: " ".join(map(str, arguments[:2])))
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    arguments: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of what these name is there, so whoever looks at the output last complains of something else."""
+    suffix = {"evaluate": ".csv", "answer": ".csv", "ablate": ".csv", "modules": ".csv"}.get(str(arguments[0]), ".x")
+    (tmp_path / f"folder{suffix}").mkdir()
+    for out, words in ((tmp_path / f"folder{suffix}", "is a folder"), (tmp_path / "absent" / f"x{suffix}", "absent")):
+        assert invoke(*arguments, "--out", out, "--overwrite") == 1
+        assert words in capsys.readouterr().err
+
+
+def test_results_of_no_known_kind_are_refused_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("evaluate", "answer"):
+        assert invoke(command, "nowhere/at/all", "--out", "x.txt") == 1
+        assert "must end in .csv or .jsonl" in capsys.readouterr().err
+
+
+def test_messages_say_how_the_command_line_says_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "q.csv").write_text("id,group,prompt,answer\n1,x,A B,no such word\n", encoding="utf-8")
+    data = ("--task", "plain", "--data", tmp_path / "q.csv", "--split", "all", "--device", "cpu")
+    assert invoke("evaluate", folder / "model", *data) == 1
+    assert "(--skip-unusable, in Python on_unusable='skip')" in capsys.readouterr().err
+    assert invoke("evaluate", folder / "model", *data, "--out", folder / "questions.csv") == 1
+    assert "(--overwrite, in Python overwrite=True)" in capsys.readouterr().err
+
+
 def test_a_model_with_nan_weights_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = families.build("llama")
     model.model.layers[0].mlp.up_proj.weight.data[3, 3] = float("nan")
@@ -221,6 +267,12 @@ def test_help_comes_up_without_torch() -> None:
     assert "Example: culnig-fast score" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
     assert time.perf_counter() - start < 30, "help took half a minute; something heavy is imported"
+
+
+@pytest.mark.parametrize("name", ["culnig_fast", "culnig_fast.cli"])
+def test_the_package_runs_as_a_program(name: str) -> None:
+    done = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, check=True)
+    assert "Find the neurons behind" in done.stdout
 
 
 def test_importing_the_package_loads_no_torch() -> None:

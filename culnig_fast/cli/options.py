@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from culnig_fast.errors import CulnigError, CulnigWarning
+from culnig_fast.files import check_output
 
 
 class Action(str, Enum):
@@ -82,6 +83,13 @@ def load_divided(
     where = device or local_device()
     options = {"trust_remote_code": trust_remote_code, "tensor_parallel": tensor_parallel}
     return load_model(model, dtype=dtype, device=where, **options)
+
+
+def check_results(out: Path, overwrite: bool) -> None:
+    """Raise CulnigError, before any work, when no file of results can be put there."""
+    if out.suffix.lower() not in (".csv", ".jsonl"):
+        raise CulnigError(f"{out} must end in .csv or .jsonl")
+    check_output(out, overwrite)
 
 
 def open_task(task: str, data: str | None, topics: Path | None = None, files: list[str] | None = None) -> Any:

@@ -31,7 +31,7 @@ from culnig_fast.cli.options import (
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import check_writable, refuse_existing
+from culnig_fast.files import check_output
 
 
 @app.command(epilog="Example: culnig-fast score demo --data demo --split neur --out neur.safetensors")
@@ -93,8 +93,7 @@ def score(
     With --stream it is kept between blocks. Under torchrun (torchrun --nproc-per-node 2 -m culnig_fast.cli score …) the
     samples are divided among the processes, or with --tensor-parallel the weights of one model.
     """
-    refuse_existing(out, overwrite)
-    check_writable(out)
+    check_output(out, overwrite)
     if as_authors:
         from culnig_fast.interop.as_authors import AS_AUTHORS, count_unique_ids
 

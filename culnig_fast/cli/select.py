@@ -14,7 +14,7 @@ from culnig_fast.cli.options import (
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import file_name, refuse_existing
+from culnig_fast.files import check_output, file_name, refuse_existing
 
 select_app = typer.Typer(help="Choose neurons from score tables.", no_args_is_help=True)
 app.add_typer(select_app, name="select")
@@ -57,7 +57,7 @@ def select_general_command(
     from culnig_fast.selection.rules import select_general
     from culnig_fast.selection.sweep import sweep_general
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     shares = {"mlp_share": mlp_share, "attention_share": attention_share}
     thresholds: dict[str, Any] = {**shares, "surface_share": surface_share}
     if sweep:
@@ -89,7 +89,7 @@ def select_specific_command(
     from culnig_fast.selection.rules import select_specific
     from culnig_fast.selection.sweep import sweep_specific
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     thresholds: dict[str, Any] = {"share": share, "surface_share": surface_share, "min_z": min_z}
     if sweep:
         values = _values(sweep, thresholds)
@@ -162,7 +162,7 @@ def select_random_command(
     from culnig_fast.scores import ScoreTable
     from culnig_fast.selection.rules import select_random
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     if (count is None) == (like is None):
         raise CulnigError("say how many neurons to draw: give either --count or --like")
     wanted = len(NeuronSet.load(like)) if like is not None else count or 0
