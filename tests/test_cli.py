@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import families
+import numpy as np
 import pytest
 from command_line import invoke
 from transformers import AutoModelForCausalLM
@@ -47,7 +48,8 @@ def scores(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> Path:
     path = folder / f"{name}.safetensors"
     if not path.exists():
         data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all")
-        run(capsys, "score", folder / "model", *data, "--out", path, "--quiet", "--device", "cpu")
+        kind = ("--control", "--no-clamp-control") if name == "control" else ()
+        run(capsys, "score", folder / "model", *data, *kind, "--out", path, "--quiet", "--device", "cpu")
     return path
 
 
@@ -61,7 +63,9 @@ def test_the_whole_chain(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     general = run(capsys, "select", "general", *tables, "--mlp-share", 0.1, *shares, "--out", folder / "general.json")
     assert general["neurons"] == 9
     chosen = cf.NeuronSet.load(folder / "general.json")
-    assert chosen == cf.select_general(table, table, table, mlp_share=0.1, surface_share=0)
+    subtracted = cf.ScoreTable.load(control)
+    assert np.array_equal(subtracted.totals, table.totals)
+    assert chosen == cf.select_general(table, subtracted, table, mlp_share=0.1, surface_share=0)
     run(capsys, "select", "specific", *tables, "--country", "US", *shares, "--share", 0.1,
         "--min-z", -10, "--out", folder / "usa.json")  # fmt: skip
     assert len(cf.NeuronSet.load(folder / "usa.json")) == 22
@@ -133,6 +137,37 @@ def test_all_countries_and_a_sweep_of_thresholds(
         assert [row["neurons"] for row in csv.DictReader(file)] == ["4", "16", "9", "21"]
     assert invoke("select", "general", *tables, "--sweep", "t=1", "--out", tmp_path / "no.csv") == 1
     assert "there is no threshold 't'" in capsys.readouterr().err
+
+
+def test_tables_that_are_left_out_are_said(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    neur = scores(folder, "neur", capsys)
+    table = cf.ScoreTable.load(neur)
+    found = run(capsys, "select", "general", neur, "--mlp-share", 0.1, "--out", tmp_path / "general.json")
+    assert found["info"]["sources"]["control"] is found["info"]["sources"]["surface"] is None
+    assert cf.NeuronSet.load(tmp_path / "general.json") == cf.select_general(table, None, None, mlp_share=0.1)
+    specific = ("specific", neur, "--country", "US", "--out", tmp_path / "us.json")
+    sweep = ("general", neur, "--sweep", "mlp_share=0.1", "--out", tmp_path / "s.csv")
+    for command in (specific, ("specific-all", neur, "--country", "US", "--out-dir", tmp_path / "sets"), sweep):
+        assert invoke("select", *command) == 0
+        printed = capsys.readouterr().out
+        assert "no --control: nothing was subtracted; no --surface: nothing was dropped" in printed
+    with_crc = (neur, "--surface", scores(folder, "crc", capsys), "--out", tmp_path / "one.json")
+    assert invoke("select", "general", *with_crc) == 0
+    assert "nothing was dropped" not in capsys.readouterr().out
+
+
+def test_a_table_given_as_what_it_is_not_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    neur, control = scores(folder, "neur", capsys), scores(folder, "control", capsys)
+    for tables, words in (
+        ((neur, "--control", neur), "the control scores were not scored as a control set"),
+        ((control,), "the neur scores are a control set's"),
+        ((neur, "--surface", control), "the surface scores are a control set's"),
+    ):
+        assert invoke("select", "general", *tables, "--out", tmp_path / "x.json") == 1
+        assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_info_names_sites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,10 @@ def score(
         str,
         typer.Option(help="Tokens that this goes over: all, last, or content (the message without its chat template)."),
     ] = "all",
-    clamp_control: Annotated[bool, typer.Option(help="In split 'control', count negative scores as 0.")] = True,
+    control: Annotated[
+        bool, typer.Option("--control", help="The questions are a control set, as those of split 'control' are.")
+    ] = False,
+    clamp_control: Annotated[bool, typer.Option(help="In a control set, count negative scores as 0.")] = True,
     path: Annotated[str, typer.Option(help="auto fuses layers where it can, fused insists, taps fuses none.")] = "auto",
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Run each layer again in backward: less memory, more time.")
@@ -109,7 +112,7 @@ def score(
         raise CulnigError("--stream-tokens is the size of a block of --stream; add --stream or leave it out")
     options: dict[str, Any] = {
         "sites": site,
-        "control": split == "control",
+        "control": control or split == "control",
         "clamp_control": clamp_control,
         "batch_tokens": batch_tokens,
         "batch_size": batch_size,
