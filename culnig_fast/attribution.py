@@ -13,6 +13,7 @@ from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError
+from culnig_fast.prompt_limits import check_encoded
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
 from culnig_fast.running.budget import Budget, CudaMeter, Meter, measured_tokens
@@ -92,10 +93,11 @@ def attribute(
         progress: show a progress bar on standard error.
 
     Raises:
-        CulnigError: no questions, a repeated id, an answer that is not one token, an unresolved architecture, NaN or
-            infinity in logits, activations or gradients (names question, layer and neuron), a question that does not
-            fit in memory by itself (where weights are divided, a batch) or of which no position counts, an unknown
-            option, a checkpoint of another run or one that cannot be written, or another process that failed.
+        CulnigError: no questions, a repeated id, an answer that is not one token, a prompt that the model cannot look
+            up, an unresolved architecture, NaN or infinity in logits, activations or gradients (names question, layer
+            and neuron), a question that does not fit in memory by itself (where weights are divided, a batch) or of
+            which no position counts, an unknown option, a checkpoint of another run or one that cannot be written, or
+            another process that failed.
         Interrupted: SIGINT or SIGTERM came; progress was kept.
     """
     if not 0 < memory_share <= 1:
@@ -112,6 +114,7 @@ def attribute(
         "recompute": recompute,
     }
     attributor = Attributor(model, n_groups=len(groups), **options)
+    check_encoded(attributor.architecture.model, encoded)
     world = world or World()
     if (division := attributor.architecture.division) is not None:
         world = Together(world, division)

@@ -15,6 +15,7 @@ from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError, Interrupted
 from culnig_fast.models import DTYPES, load_tokenizer, local_folder
+from culnig_fast.prompt_limits import check_encoded
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
 from culnig_fast.running.checkpoint import Checkpoint, Progress
@@ -86,6 +87,7 @@ def attribute_streamed(
     groups, membership = table_rows([question.group for question in encoded.questions], resamples, seed)
     samples = Samples.of(encoded, membership, chosen, control and clamp_control, batch_size)
     streamed = open_streamed(folder, dtype=dtype, device=_device(device), trust_remote_code=trust_remote_code)
+    check_encoded(streamed.architecture.model, encoded)
     options: dict[str, Any] = {
         "sites": None if sites is None else tuple(sites),
         "reduction": reduction,
