@@ -290,6 +290,16 @@ def test_a_model_with_nan_weights_is_refused(folder: Path, tmp_path: Path, capsy
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_prompts_in_plain_text_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all", "--device", "cpu")
+    assert invoke("evaluate", folder / "model", *data) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "chat template" in line]
+    assert len(said) == 1
+    assert said[0].startswith("warning: this tokenizer has no chat template, so its model sees")
+    assert invoke("evaluate", folder / "model", *data, "--quiet") == 0
+    assert "chat template" not in capsys.readouterr().err
+
+
 def test_help_comes_up_without_torch() -> None:
     code = (
         "import sys, runpy\nsys.argv = ['culnig-fast', 'score', '--help']\n"
