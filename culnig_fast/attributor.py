@@ -18,7 +18,7 @@ from culnig_fast.fused.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.mixtures.experts import Routing
 from culnig_fast.neuron_sets import NeuronSet
-from culnig_fast.neurons import NeuronSite
+from culnig_fast.neurons import NeuronSite, named_modules
 from culnig_fast.overwriting import overwritten
 from culnig_fast.positions import FUSED_REDUCTIONS, check_reduction, counted
 from culnig_fast.quantised import check_gradients
@@ -43,7 +43,7 @@ class Attributor:
         model: a Hugging Face decoder, or the `Architecture` that `discover` found in one. Its weights may be divided
             among processes by transformers' tensor-parallel plan: each then scores its columns, all run the same
             batches, and all ask for `totals` together.
-        sites: module names to score; None means the paper's (q, k, v, gate, up).
+        sites: module names to score, or one; None means the paper's (q, k, v, gate, up).
         n_groups: rows of `totals`.
         reduction: over token positions, `max` (the paper's), `sum`, `mean`, `absmax` (the largest absolute value, as
             such: never below 0) or `last` (the last real position). Layers run fused with the first three.
@@ -80,6 +80,7 @@ class Attributor:
         if n_groups < 1:
             raise CulnigError(f"n_groups is {n_groups}; an attribution needs at least one group")
         self.architecture = architecture_of(model, divided=True)
+        sites = named_modules(sites)
         self.locations = self.architecture.select(sites)
         self.layout = self.architecture.layout(sites)
         if watch and self.architecture.division is not None:

@@ -149,7 +149,7 @@ def prepare(
     on_unusable: str = "error",
 ) -> Prepared:
     """Tokenise questions and plan their batches; arguments and errors as for `evaluate`."""
-    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    encoded = encode_questions(tokenizer, questions, on_unusable)
     model = decoder_of(model)
     check_encoded(model, encoded)
     device = model.get_input_embeddings().weight.device

@@ -15,7 +15,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import Evaluation
 from culnig_fast.last_position import evaluation_mode
 from culnig_fast.prompt_limits import check_prompts
-from culnig_fast.questions import Question, check_unique_ids, encode_prompts
+from culnig_fast.questions import Question, check_tokenizer, check_unique_ids, encode_prompts, listed
 
 Scorer = Callable[[str, str, str], float]
 """(question id, answer, prediction) → points 0…100, as `Task.score`."""
@@ -52,6 +52,8 @@ def generate(
     """
     if max_new_tokens < 1:
         raise CulnigError(f"max_new_tokens is {max_new_tokens}; an answer has at least one token")
+    check_tokenizer(tokenizer)
+    questions = listed(questions)
     if not questions:
         raise CulnigError("there are no questions; check the file, the split and the countries asked for")
     token_ids = encode_prompts(tokenizer, questions)
@@ -99,7 +101,7 @@ def answer(
     Raises:
         CulnigError: as `generate`, or two questions share an id.
     """
-    asked = list(questions)
+    asked = listed(questions)
     check_unique_ids(asked)
     texts = generate(
         model, tokenizer, asked, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, progress=progress

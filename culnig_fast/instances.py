@@ -135,7 +135,7 @@ def record_instances(
     """
     if not len(neurons):
         raise CulnigError("the neuron set is empty: there is nothing to record")
-    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    encoded = encode_questions(tokenizer, questions, on_unusable)
     kept, chosen = encoded.questions, choose_positions(positions, tokenizer, encoded)
     options: dict[str, Any] = {
         "sites": sorted(set(neurons.module_names)),

@@ -63,6 +63,10 @@ def check_prompts(model: Any, questions: Sequence[Question], token_ids: Sequence
 
 
 def _rows(model: Any) -> int:
+    if not hasattr(model, "get_input_embeddings"):
+        raise CulnigError(
+            f"the model is a {type(model).__name__}, not a Hugging Face decoder; load one with AutoModelForCausalLM"
+        )
     return int(model.get_input_embeddings().weight.shape[0])
 
 

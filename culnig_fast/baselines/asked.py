@@ -72,7 +72,7 @@ def ask(
     on_unusable: str = "error",
 ) -> Asked:
     """Encode questions and plan their batches; CulnigError as `encode_questions`, `discover` and `check_encoded`."""
-    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    encoded = encode_questions(tokenizer, questions, on_unusable)
     architecture = architecture_of(model)
     check_encoded(architecture.model, encoded)
     groups = tuple(dict.fromkeys(question.group for question in encoded.questions))
