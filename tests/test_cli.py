@@ -170,6 +170,19 @@ def test_a_table_given_as_what_it_is_not_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("way", [(), ("--stream",)])
+def test_only_some_questions_of_each_group(
+    way: tuple[str, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all", "--device", "cpu", "--quiet")
+    out = tmp_path / "few.safetensors"
+    found = run(capsys, "score", folder / "model", *data, *way, "--limit", 2, "--out", out)
+    assert found["groups"] == {"Spain": 2, "Mexico": 2, "US": 2}
+    table = cf.ScoreTable.load(out)
+    assert table.ids == ("q0", "q1", "q2", "q3", "q4", "q5")
+    assert table.metadata["limit"] == 2
+
+
 def test_info_names_sites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, "info", folder / "model")
     assert found["layer_class"] == "LlamaDecoderLayer"

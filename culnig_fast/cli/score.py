@@ -43,6 +43,7 @@ def score(
     topics: Topics = None,
     file: Files = None,
     split: Split = "neur",
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Score only so many questions of each group.")] = None,
     site: Sites = None,
     reduction: Annotated[
         str, typer.Option(help="Over positions: max (the method's), sum, mean, absmax or last.")
@@ -125,6 +126,7 @@ def score(
         "checkpoint_seconds": checkpoint_seconds,
         "progress": not quiet,
     }
+    from culnig_fast.questions import first_of_groups
     from culnig_fast.running.distributed import joined
 
     with joined() as world:
@@ -139,7 +141,7 @@ def score(
 
             folder = local_folder(model, trust_remote_code=trust_remote_code)
             tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-            questions = load_questions(task, data, topics, split, tokenizer, file)
+            questions = first_of_groups(load_questions(task, data, topics, split, tokenizer, file), limit)
             table = attribute_streamed(
                 folder,
                 tokenizer,
@@ -154,13 +156,13 @@ def score(
             from culnig_fast.attribution import attribute
 
             loaded, tokenizer = load_divided(model, dtype, device, trust_remote_code, tensor_parallel, world)
-            questions = load_questions(task, data, topics, split, tokenizer, file)
+            questions = first_of_groups(load_questions(task, data, topics, split, tokenizer, file), limit)
             table = attribute(
                 loaded, tokenizer, questions, recompute=recompute, memory_share=memory_share, world=world, **options
             )
         if as_authors:
             table = count_unique_ids(table, questions, task)
-        table.metadata.update({"task": task, "split": split})
+        table.metadata.update({"task": task, "split": split, **({} if limit is None else {"limit": limit})})
         world.save(table, out, overwrite)
     if world.rank == 0:
         _report(table, out, as_json)
