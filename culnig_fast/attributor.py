@@ -23,7 +23,7 @@ from culnig_fast.overwriting import overwritten
 from culnig_fast.positions import FUSED_REDUCTIONS, check_reduction, counted
 from culnig_fast.quantised import check_gradients
 from culnig_fast.recompute import recomputed_layers
-from culnig_fast.sample_weights import SampleWeights
+from culnig_fast.sample_weights import SampleWeights, refuse_nan
 from culnig_fast.site_totals import SiteTotals
 from culnig_fast.tap import attach_taps
 
@@ -191,10 +191,23 @@ class Attributor:
                 new one is made.
 
         Raises:
-            CulnigError: no forward came before, or shapes or group numbers do not fit.
+            CulnigError: no forward came before, shapes or group numbers do not fit, or, where it can be seen without
+                waiting for a device, a weight is NaN though its objective is a number.
         """
         if not self._scorer.under_way:
             raise CulnigError("backward needs a forward before it, inside the `with` block")
+        refuse_nan(objective, weight)
+        self._go_back(objective, weight, group, clamp_below_zero, added, rows)
+
+    def _go_back(
+        self,
+        objective: torch.Tensor,
+        weight: torch.Tensor | None,
+        group: torch.Tensor | None,
+        clamp_below_zero: bool,
+        added: set[NeuronSite] | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> None:
         weights = SampleWeights.checked(
             objective,
             self._scorer.lengths.shape,

@@ -38,8 +38,8 @@ class SampleWeights:
         """Weights of 1 and row 0 where none are given.
 
         Raises:
-            CulnigError: the shapes do not fit a batch of this shape; or, where it can be seen without waiting for a
-                device, a group number has no row, or a weight is NaN though its objective is a number.
+            CulnigError: the shapes do not fit a batch of this shape, or a group number, where it can be seen without
+                waiting for a device, has no row.
         """
         weight = torch.ones(batch, dtype=torch.float64) if weight is None else weight.detach()
         group = torch.zeros(batch, dtype=torch.int64) if group is None else group
@@ -48,12 +48,6 @@ class SampleWeights:
                 f"objective and weight must be [{batch[0]}], group [{batch[0]}] or [{batch[0]}, {n_groups}], not "
                 f"{list(objective.shape)}, {list(weight.shape)}, {list(group.shape)}"
             )
-        if weight.device.type == "cpu":
-            nan = weight.isnan()
-            if objective.device.type == "cpu":  # a weight made of a broken model's logits is for whoever looks for that
-                nan = nan & objective.detach().isfinite()
-            if nan.any():
-                raise CulnigError(f"the weight of sample {int(nan.nonzero()[0])} is NaN; give every sample a number")
         counted = group.dim() == 2
         if not counted and group.device.type == "cpu" and not ((group >= 0) & (group < n_groups)).all():
             raise CulnigError(f"a group number lies outside 0…{n_groups - 1}; give n_groups when constructing")
@@ -78,3 +72,17 @@ class SampleWeights:
             totals += group.T @ (weighted.clamp(min=0.0) if self.clamp_below_zero else weighted)
         else:
             ops.accumulate(scores, weight, group, totals, self.clamp_below_zero)
+
+
+def refuse_nan(objective: torch.Tensor, weight: torch.Tensor | None) -> None:
+    """Raise CulnigError for a weight that is NaN though its objective is a number, where no device is waited for.
+
+    Both are NaN where the model is broken: whoever looks for that names layer and neuron.
+    """
+    if weight is None or weight.shape != objective.shape or weight.device.type != "cpu":
+        return
+    nan = weight.detach().isnan()
+    if objective.device.type == "cpu":
+        nan = nan & objective.detach().isfinite()
+    if nan.any():
+        raise CulnigError(f"the weight of sample {int(nan.nonzero()[0])} is NaN; give every sample a number")
