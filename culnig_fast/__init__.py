@@ -16,6 +16,7 @@ _HOMES = {
     "Attributor": "attributor",
     "ColumnMeans": "modules.means",
     "CulnigError": "errors",
+    "CulnigWarning": "errors",
     "DeviceTable": "selection.device",
     "Evaluation": "evaluation",
     "InstanceTable": "instances",

@@ -17,6 +17,7 @@ from culnig_fast.baselines.selecting import select_like as select_like
 from culnig_fast.baselines.weights import weight_norms as weight_norms
 from culnig_fast.chosen_positions import PromptTokens as PromptTokens
 from culnig_fast.errors import CulnigError as CulnigError
+from culnig_fast.errors import CulnigWarning as CulnigWarning
 from culnig_fast.errors import Interrupted as Interrupted
 from culnig_fast.evaluation import Evaluation as Evaluation
 from culnig_fast.evaluation import evaluate as evaluate

@@ -13,6 +13,8 @@ from culnig_fast.attributor import Attributor
 from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError
+from culnig_fast.neurons import named_modules
+from culnig_fast.prompt_limits import check_encoded
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
 from culnig_fast.running.budget import Budget, CudaMeter, Meter, measured_tokens
@@ -65,7 +67,7 @@ def attribute(
             calls this and gets the whole table.
         tokenizer: its tokenizer.
         questions: what to score; groups become the rows of the table in the order of their first question.
-        sites: module names to score; None means q, k, v, gate and up, where the model has them.
+        sites: module names to score, or one; None means q, k, v, gate and up, where the model has them.
         control: the questions are a control set.
         clamp_control: in a control set, replace negative weighted scores by 0 before they are summed.
         batch_tokens: padded tokens a batch; None measures on a GPU what fits, and is 2,048 on a CPU.
@@ -92,19 +94,20 @@ def attribute(
         progress: show a progress bar on standard error.
 
     Raises:
-        CulnigError: no questions, a repeated id, an answer that is not one token, an unresolved architecture, NaN or
-            infinity in logits, activations or gradients (names question, layer and neuron), a question that does not
-            fit in memory by itself (where weights are divided, a batch) or of which no position counts, an unknown
-            option, a checkpoint of another run or one that cannot be written, or another process that failed.
+        CulnigError: no questions, a repeated id, an answer that is not one token, a prompt that the model cannot look
+            up, an unresolved architecture, NaN or infinity in logits, activations or gradients (names question, layer
+            and neuron), a question that does not fit in memory by itself (where weights are divided, a batch) or of
+            which no position counts, an unknown option, a checkpoint of another run or one that cannot be written, or
+            another process that failed.
         Interrupted: SIGINT or SIGTERM came; progress was kept.
     """
     if not 0 < memory_share <= 1:
         raise CulnigError(f"memory_share is {memory_share}; give a share of the free memory, above 0 and at most 1")
-    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    encoded = encode_questions(tokenizer, questions, on_unusable)
     kept, chosen = encoded.questions, choose_positions(positions, tokenizer, encoded)
     groups, membership = table_rows([question.group for question in kept], resamples, seed)
     options: dict[str, Any] = {
-        "sites": None if sites is None else tuple(sites),
+        "sites": named_modules(sites),
         "reduction": reduction,
         "padding": padding,
         "backend": backend,
@@ -112,6 +115,7 @@ def attribute(
         "recompute": recompute,
     }
     attributor = Attributor(model, n_groups=len(groups), **options)
+    check_encoded(attributor.architecture.model, encoded)
     world = world or World()
     if (division := attributor.architecture.division) is not None:
         world = Together(world, division)

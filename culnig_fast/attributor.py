@@ -18,12 +18,12 @@ from culnig_fast.fused.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.mixtures.experts import Routing
 from culnig_fast.neuron_sets import NeuronSet
-from culnig_fast.neurons import NeuronSite
+from culnig_fast.neurons import NeuronSite, named_modules
 from culnig_fast.overwriting import overwritten
 from culnig_fast.positions import FUSED_REDUCTIONS, check_reduction, counted
 from culnig_fast.quantised import check_gradients
 from culnig_fast.recompute import recomputed_layers
-from culnig_fast.sample_weights import SampleWeights
+from culnig_fast.sample_weights import SampleWeights, refuse_nan
 from culnig_fast.site_totals import SiteTotals
 from culnig_fast.tap import attach_taps
 
@@ -43,7 +43,7 @@ class Attributor:
         model: a Hugging Face decoder, or the `Architecture` that `discover` found in one. Its weights may be divided
             among processes by transformers' tensor-parallel plan: each then scores its columns, all run the same
             batches, and all ask for `totals` together.
-        sites: module names to score; None means the paper's (q, k, v, gate, up).
+        sites: module names to score, or one; None means the paper's (q, k, v, gate, up).
         n_groups: rows of `totals`.
         reduction: over token positions, `max` (the paper's), `sum`, `mean`, `absmax` (the largest absolute value, as
             such: never below 0) or `last` (the last real position). Layers run fused with the first three.
@@ -80,6 +80,7 @@ class Attributor:
         if n_groups < 1:
             raise CulnigError(f"n_groups is {n_groups}; an attribution needs at least one group")
         self.architecture = architecture_of(model, divided=True)
+        sites = named_modules(sites)
         self.locations = self.architecture.select(sites)
         self.layout = self.architecture.layout(sites)
         if watch and self.architecture.division is not None:
@@ -192,11 +193,23 @@ class Attributor:
                 new one is made.
 
         Raises:
-            CulnigError: no forward came before, the objective is of an earlier one, or shapes or group numbers do not
-                fit.
+            CulnigError: no forward came before, the objective is of an earlier one, shapes or group numbers do not fit,
+                or, where it can be seen without waiting for a device, a weight is NaN though its objective is a number.
         """
         if not self._scorer.under_way:
             raise CulnigError("backward needs a forward before it, inside the `with` block")
+        refuse_nan(objective, weight)
+        self._go_back(objective, weight, group, clamp_below_zero, added, rows)
+
+    def _go_back(
+        self,
+        objective: torch.Tensor,
+        weight: torch.Tensor | None,
+        group: torch.Tensor | None,
+        clamp_below_zero: bool,
+        added: set[NeuronSite] | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> None:
         weights = SampleWeights.checked(
             objective,
             self._scorer.lengths.shape,

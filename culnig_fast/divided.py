@@ -37,7 +37,7 @@ def refuse_divided(model: nn.Module) -> None:
         if is_divided(parameter):
             raise CulnigError(
                 f"{name} is divided among processes, of which only attribute(), evaluate() and suppress() know; "
-                "load the whole model in each process, or use device_map='auto'"
+                "load the whole model in each process, or spread it with --device auto (device_map='auto')"
             )
 
 

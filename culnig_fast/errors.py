@@ -1,4 +1,4 @@
-"""What bad input and outside signals raise."""
+"""What bad input and outside signals raise, and what doubtful input warns with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ class CulnigError(ValueError):
 
     Messages quote what files hold. So that a file can neither fill a screen nor send it commands, a long message loses
     its middle, line breaks become spaces, and other characters that cannot be printed are shown as escapes.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_shown(str(message)))
+
+
+class CulnigWarning(UserWarning):
+    """Something given can be used, but perhaps not as it was meant; the message is one line, made as an error's is.
+
+    Commands show it on standard error.
     """
 
     def __init__(self, message: object = "") -> None:

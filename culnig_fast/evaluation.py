@@ -18,6 +18,7 @@ from culnig_fast.batching import default_batch_tokens, make_batch, plan_batches
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import atomic_write, parse_json
 from culnig_fast.last_position import LastPosition, check_causal, evaluation_mode
+from culnig_fast.prompt_limits import check_encoded
 from culnig_fast.questions import EncodedQuestions, Question, encode_questions
 from culnig_fast.statistics import paired_bootstrap
 from culnig_fast.wrappers import decoder_of
@@ -148,8 +149,10 @@ def prepare(
     on_unusable: str = "error",
 ) -> Prepared:
     """Tokenise questions and plan their batches; arguments and errors as for `evaluate`."""
-    encoded = encode_questions(tokenizer, list(questions), on_unusable)
-    device = decoder_of(model).get_input_embeddings().weight.device
+    encoded = encode_questions(tokenizer, questions, on_unusable)
+    model = decoder_of(model)
+    check_encoded(model, encoded)
+    device = model.get_input_embeddings().weight.device
     budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     return Prepared(encoded, tuple(plan_batches([len(tokens) for tokens in encoded.token_ids], budget)))
 
@@ -174,8 +177,8 @@ def evaluate(
         progress: show a progress bar on standard error.
 
     Raises:
-        CulnigError: no questions, a repeated id, an unusable answer, logits that are not finite, or a model that is not
-            causal.
+        CulnigError: no questions, a repeated id, an unusable answer, a prompt that the model cannot look up, logits
+            that are not finite, or a model that is not causal.
     """
     model = decoder_of(model)
     if not isinstance(questions, Prepared):

@@ -21,6 +21,9 @@ _PART = ".part"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """How JSON escapes one half of a surrogate pair, or both halves."""
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How errors of safetensors and tokenizers end that were the system's."""
+
 _PLAIN = frozenset(" _-.,'()&+")
 _LONGEST_NAME = 150
 
@@ -46,10 +49,9 @@ def atomic_write(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             temporary.chmod(0o666 & ~_umask())
             refuse_existing(path, overwrite)
             temporary.replace(path)
-        except OSError as error:
-            raise CulnigError(
-                f"cannot write {path}: {error.strerror or error}; free some space or choose another output path"
-            ) from error
+        except Exception as error:
+            _say_not_written(path, error)
+            raise
 
 
 @contextlib.contextmanager
@@ -57,7 +59,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, renamed to it when the block ends without an error.
 
     Raises:
-        CulnigError: `path` exists, or it cannot be written.
+        CulnigError: `path` exists, it cannot be written, or the disk fills up.
     """
     path = Path(path)
     refuse_existing(path, overwrite=False)
@@ -72,12 +74,22 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         refuse_existing(path, overwrite=False)
         temporary.rename(path)
-    except OSError as error:
-        raise CulnigError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another output path"
-        ) from error
+    except Exception as error:
+        _say_not_written(path, error)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _say_not_written(path: Path, error: Exception) -> None:
+    """Raise CulnigError when the error is the system's; libraries in Rust have their own classes for those."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+    elif isinstance(error, CulnigError) or (found := _OS_ERROR.search(str(error))) is None:
+        return
+    else:
+        reason = os.strerror(int(found[1]))
+    raise CulnigError(f"cannot write {path}: {reason}; free some space or choose another output path") from error
 
 
 def file_name(text: str) -> str:
@@ -99,11 +111,25 @@ def file_name(text: str) -> str:
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
-    """Raise CulnigError when `path` exists and may not be replaced; called before long work, not only after it."""
+    """Raise CulnigError when `path` exists and may not be replaced; called before long work, not only after it.
+
+    A folder is never replaced.
+    """
     if "\0" in str(path):
         raise CulnigError(f"the output path {str(path)!r} holds a NUL character; choose another")
     if os.path.lexists(path) and not overwrite:
-        raise CulnigError(f"{path} exists already; choose another output path or ask for it to be overwritten")
+        raise CulnigError(
+            f"{path} exists already; choose another output path, or have it replaced where that can be asked for "
+            "(--overwrite, in Python overwrite=True)"
+        )
+    if os.path.isdir(path) and not os.path.islink(path):
+        raise CulnigError(f"{path} is a folder, which no file replaces; choose another output path")
+
+
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Raise CulnigError when no file can be put at `path`, as it exists or its folder is missing; before long work."""
+    refuse_existing(path, overwrite)
+    check_writable(path)
 
 
 def check_writable(path: str | Path) -> None:

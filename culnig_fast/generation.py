@@ -15,7 +15,8 @@ from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import Evaluation
 from culnig_fast.last_position import evaluation_mode
-from culnig_fast.questions import Question, check_unique_ids, encode_prompts
+from culnig_fast.prompt_limits import check_prompts
+from culnig_fast.questions import Question, check_tokenizer, check_unique_ids, encode_prompts, listed
 
 Scorer = Callable[[str, str, str], float]
 """(question id, answer, prediction) → points 0…100, as `Task.score`."""
@@ -47,13 +48,17 @@ def generate(
         the new text of each question, without special tokens.
 
     Raises:
-        CulnigError: no questions, a prompt without tokens, a length below 1, or logits that are not numbers.
+        CulnigError: no questions, a prompt without tokens or that the model cannot look up with its answer, a length
+            below 1, or logits that are not numbers.
     """
     if max_new_tokens < 1:
         raise CulnigError(f"max_new_tokens is {max_new_tokens}; an answer has at least one token")
+    check_tokenizer(tokenizer)
+    questions = listed(questions)
     if not questions:
         raise CulnigError("there are no questions; check the file, the split and the countries asked for")
     token_ids = encode_prompts(tokenizer, questions)
+    check_prompts(model, questions, token_ids, more=max_new_tokens - 1)
     device = model.get_input_embeddings().weight.device
     budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     batches = plan_batches([len(tokens) + max_new_tokens for tokens in token_ids], budget)
@@ -97,7 +102,7 @@ def answer(
     Raises:
         CulnigError: as `generate`, or two questions share an id.
     """
-    asked = list(questions)
+    asked = listed(questions)
     check_unique_ids(asked)
     texts = generate(
         model, tokenizer, asked, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, progress=progress

@@ -16,6 +16,7 @@ from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError
 from culnig_fast.neuron_sets import NeuronSet
+from culnig_fast.prompt_limits import check_encoded
 from culnig_fast.provenance import provenance
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.running.budget import Budget
@@ -134,7 +135,7 @@ def record_instances(
     """
     if not len(neurons):
         raise CulnigError("the neuron set is empty: there is nothing to record")
-    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    encoded = encode_questions(tokenizer, questions, on_unusable)
     kept, chosen = encoded.questions, choose_positions(positions, tokenizer, encoded)
     options: dict[str, Any] = {
         "sites": sorted(set(neurons.module_names)),
@@ -143,6 +144,7 @@ def record_instances(
         "path": path,
     }
     attributor = Attributor(model, watch=neurons, **options)
+    check_encoded(attributor.architecture.model, encoded)
     device = attributor.architecture.embedding.weight.device
     budget = Budget(default_batch_tokens(device) if batch_tokens is None else batch_tokens)
     order = np.concatenate(plan_batches([len(tokens) for tokens in encoded.token_ids], budget.tokens or 1))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.files import read_json
+from culnig_fast.loaded import check_loaded
 
 EMBEDDED = "demo"
 """The name under which the embedded model is loaded."""
@@ -78,7 +80,7 @@ def load_model(
     trust_remote_code: bool = False,
     tensor_parallel: bool = False,
 ) -> tuple[Any, Any]:
-    """A causal language model in evaluation mode, and its tokenizer.
+    """A causal language model in evaluation mode, and its tokenizer; one that also sees, where there is no other.
 
     Args:
         name: a checkpoint folder, a hub id, or `demo` for the embedded model.
@@ -90,10 +92,14 @@ def load_model(
             has a card of its own, or all run on CPUs.
 
     Raises:
-        CulnigError: no such checkpoint, a broken one, an unknown dtype or device, or a model without such a plan.
+        CulnigError: no such checkpoint, a broken one or one that lacks some of the model's weights, an unknown dtype
+            or device, or a model without such a plan.
+
+    Warns:
+        CulnigWarning: the checkpoint holds tensors for which the model has no place.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from culnig_fast.divided import division_of
 
@@ -120,13 +126,16 @@ def load_model(
         raise CulnigError(f"cannot use device {device!r} ({str(error).splitlines()[0]}); try cpu") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model = _whole_model(
             path,
+            name,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             **(_tensor_parallel() if tensor_parallel else {"device_map": "auto"} if spread else {}),
         )
+    except CulnigError:
+        raise
     except Exception as error:  # transformers, safetensors and the hub client raise a dozen unrelated types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         remedy = "is it a whole safetensors checkpoint?"
@@ -139,6 +148,52 @@ def load_model(
             "(torchrun alone does), or spread the model with --device auto"
         )
     return (model if spread or tensor_parallel else model.to(target)).eval(), tokenizer
+
+
+def _whole_model(path: str, name: str, **options: Any) -> Any:
+    """The model of a checkpoint, every weight of it from there; `options` of transformers' `from_pretrained`.
+
+    An adapter's folder gives its base model with the adapter in it. transformers accounts for the adapter alone there,
+    so the two are loaded one after the other.
+
+    Raises:
+        CulnigError: weights are missing.
+        Exception: whatever transformers raises.
+    """
+    from transformers.utils.import_utils import is_peft_available
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    adapter = find_adapter_config_file(path) if is_peft_available() else None
+    if adapter is None:
+        model, info = _auto_class(path, options["trust_remote_code"]).from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        check_loaded(name, model, info)
+        return model
+    if (Path(adapter).parent / "config.json").is_file():
+        raise CulnigError(
+            f"{name} holds a model and an adapter in one folder, where missing weights of the model would not be seen; "
+            "move the adapter to a folder of its own, or merge it into the model (peft's merge_and_unload)"
+        )
+    base = str(read_json(adapter)["base_model_name_or_path"])
+    model = _whole_model(base, base, **options)
+    found = model.load_adapter(path)
+    if found is not None:  # before transformers 5 it gave no account
+        check_loaded(name, model, found.to_dict())
+    return model
+
+
+def _auto_class(path: str, trust_remote_code: bool) -> Any:
+    """transformers' way of loading the checkpoint: as a causal model, or as one that also sees where it knows no other.
+
+    Most configurations of models that see have no causal class; the text decoder in them is one all the same.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    known = [type(config) in kind._model_mapping for kind in (AutoModelForCausalLM, AutoModelForImageTextToText)]
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    return AutoModelForImageTextToText if known == [False, True] and not own_code else AutoModelForCausalLM
 
 
 def _tensor_parallel() -> dict[str, Any]:

@@ -35,6 +35,13 @@ def check_module_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=MODULE_RANK.__getitem__))
 
 
+def named_modules(sites: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    """Module names as a caller gave them: one by itself, several, or None for those that are usual."""
+    if sites is None:
+        return None
+    return (sites,) if isinstance(sites, str) else tuple(sites)
+
+
 @dataclass(frozen=True)
 class NeuronSite:
     """The `width` neurons of one module in one layer, e.g. the 8192 columns of `mlp.gate_proj` in layer 3.

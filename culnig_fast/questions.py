@@ -74,7 +74,7 @@ class SplitQuestions:
         return f"{count} of {total} questions left out, their answer is not one token: {names}{more}"
 
 
-def encode_questions(tokenizer: Any, questions: Sequence[Question], on_unusable: str = "error") -> EncodedQuestions:
+def encode_questions(tokenizer: Any, questions: Iterable[Question], on_unusable: str = "error") -> EncodedQuestions:
     """Tokenise prompts and look up answers.
 
     Args:
@@ -83,8 +83,11 @@ def encode_questions(tokenizer: Any, questions: Sequence[Question], on_unusable:
         on_unusable: what an answer that is not one token does: `error`, or `skip` (counted and named).
 
     Raises:
-        CulnigError: no questions, a repeated id, an empty prompt, an unusable answer, or none left.
+        CulnigError: no questions or something else, a repeated id, an empty prompt, an unusable answer, or none left;
+            what was given as the tokenizer is none.
     """
+    check_tokenizer(tokenizer)
+    questions = listed(questions)
     if on_unusable not in ("error", "skip"):
         raise CulnigError(f"unknown choice {on_unusable!r} for unusable questions; choose error or skip")
     if not questions:
@@ -102,6 +105,29 @@ def encode_questions(tokenizer: Any, questions: Sequence[Question], on_unusable:
     answers = tuple(token for question in kept if (token := tokens[question.answer]) is not None)
     left_out = tuple(question.id for question in split.unusable)
     return EncodedQuestions(kept, tuple(encode_prompts(tokenizer, kept)), answers, left_out)
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise CulnigError for anything that does not turn text into tokens, as a model that was given in its place."""
+    if not (callable(tokenizer) and hasattr(tokenizer, "convert_tokens_to_ids")):
+        raise CulnigError(
+            f"the tokenizer is a {type(tokenizer).__name__}; give the model first and its tokenizer second "
+            "(culnig_fast.models.load_model returns the two so)"
+        )
+
+
+def listed(questions: Iterable[Question]) -> list[Question]:
+    """Questions as a list; CulnigError for anything else."""
+    if not isinstance(questions, Iterable):
+        raise CulnigError(f"the questions are a {type(questions).__name__}; give a list of culnig_fast.Question")
+    questions = list(questions)
+    for number, question in enumerate(questions):
+        if not isinstance(question, Question):
+            raise CulnigError(
+                f"question number {number} is a {type(question).__name__}; give "
+                "culnig_fast.Question(id, group, prompt, answer)"
+            )
+    return questions
 
 
 def split_usable(tokenizer: Any, questions: Iterable[Question]) -> SplitQuestions:
@@ -211,7 +237,7 @@ def answer_token(tokenizer: Any, question: Question) -> int:
         raise CulnigError(
             f"the answer {question.answer!r} of question {question.id!r} is not one token of this tokenizer "
             f"(it makes {tokenizer.tokenize(question.answer)}); use one-token labels, or leave such "
-            f"questions out with on_unusable='skip'"
+            "questions out (--skip-unusable, in Python on_unusable='skip')"
         )
     return token
 

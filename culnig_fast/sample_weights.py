@@ -72,3 +72,17 @@ class SampleWeights:
             totals += group.T @ (weighted.clamp(min=0.0) if self.clamp_below_zero else weighted)
         else:
             ops.accumulate(scores, weight, group, totals, self.clamp_below_zero)
+
+
+def refuse_nan(objective: torch.Tensor, weight: torch.Tensor | None) -> None:
+    """Raise CulnigError for a weight that is NaN though its objective is a number, where no device is waited for.
+
+    Both are NaN where the model is broken: whoever looks for that names layer and neuron.
+    """
+    if weight is None or weight.shape != objective.shape or weight.device.type != "cpu":
+        return
+    nan = weight.detach().isnan()
+    if objective.device.type == "cpu":
+        nan = nan & objective.detach().isfinite()
+    if nan.any():
+        raise CulnigError(f"the weight of sample {int(nan.nonzero()[0])} is NaN; give every sample a number")

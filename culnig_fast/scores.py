@@ -17,6 +17,20 @@ from culnig_fast.tensors import map_tensor, read_facts, read_metadata, read_text
 
 FORMAT = "culnig_fast.scores/1"
 
+ONE_RUN = (
+    "model",
+    "model_class",
+    "dtype",
+    "attention",
+    "reduction",
+    "padding",
+    "positions",
+    "control",
+    "clamped",
+    "score",
+)
+"""What the metadata of tables that are merged must agree in, where both say it."""
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreTable:
@@ -79,6 +93,30 @@ class ScoreTable:
         """Totals of one group, float64 [neurons]."""
         row: np.ndarray = self.totals[self.group_index(name)]
         return row
+
+    def merge(self, *others: ScoreTable) -> ScoreTable:
+        """One table of them all: rows of one name are added, in the order given, others stand below.
+
+        For parts of a data set that were scored apart. The metadata keeps what all say alike, joins lists of samples,
+        and holds that of each under `merged`.
+
+        Raises:
+            CulnigError: they are of different neurons, models or options, a sample is in two of them, or their rows or
+                counts are not plain sums over samples (resamples, unique items).
+        """
+        tables = (self, *others)
+        check_same_layout([(f"table {number}", table) for number, table in enumerate(tables, 1)])
+        _check_mergeable(tables)
+        groups = tuple(dict.fromkeys(name for table in tables for name in table.groups))
+        totals = np.zeros((len(groups), self.layout.size))
+        counts, probability = np.zeros(len(groups), dtype=np.int64), np.zeros(len(groups))
+        for table in tables:
+            rows = [groups.index(name) for name in table.groups]
+            totals[rows] += table.totals
+            counts[rows] += table.counts
+            probability[rows] += table.probability
+        ids = tuple(name for table in tables for name in table.ids)
+        return ScoreTable(totals, groups, counts, probability, ids, self.layout, _merged_metadata(tables))
 
     def to_pandas(self, groups: Sequence[str] | None = None) -> Any:
         """A frame of one row a neuron in flat order: module_name, layer_idx, neuron_idx, and one column a group.
@@ -187,3 +225,31 @@ def check_same_layout(tables: Sequence[tuple[str, ScoreTable]]) -> None:
                 f"the {first_name} and {name} scores are of different neurons ({difference}); "
                 "score both with the same model and sites"
             )
+
+
+def _check_mergeable(tables: Sequence[ScoreTable]) -> None:
+    """Raise CulnigError unless the tables are of one model, scored alike, and of different samples."""
+    place: dict[str, int] = {}
+    for number, table in enumerate(tables, 1):
+        for kind, what in (("resamples", "rows are resamples"), ("as_authors", "counts are of unique items")):
+            if table.metadata.get(kind):
+                raise CulnigError(f"table {number}'s {what}, which do not add up over parts; score the whole at once")
+        for name in ONE_RUN:
+            one, other = tables[0].metadata.get(name), table.metadata.get(name)
+            if one is not None and other is not None and one != other:
+                raise CulnigError(f"table 1's {name} is {one!r}, table {number}'s {other!r}; score all parts alike")
+        for name in table.ids:
+            if place.setdefault(name, number) != number:
+                raise CulnigError(
+                    f"sample {name!r} is in tables {place[name]} and {number}, and would count twice; merge parts that "
+                    "share none"
+                )
+
+
+def _merged_metadata(tables: Sequence[ScoreTable]) -> dict[str, Any]:
+    facts = [table.metadata for table in tables]
+    merged = {key: value for key, value in facts[0].items() if all(one.get(key) == value for one in facts)}
+    for key in ("unusable", "underflow"):
+        if any(key in one for one in facts):
+            merged[key] = [name for one in facts for name in one.get(key, ())]
+    return {**merged, "halvings": sum(one.get("halvings", 0) for one in facts), "merged": facts}

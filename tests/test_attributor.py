@@ -173,3 +173,26 @@ def test_an_objective_of_an_earlier_forward_is_refused(path: str) -> None:
         assert not attributor.totals.any()
         attributor.backward(attributor.forward(ids, torch.tensor([6, 4]))[:, 3])
         assert attributor.totals.any()
+
+
+def test_one_site_may_be_named_by_itself() -> None:
+    model, name = families.build("llama"), "mlp.gate_proj"
+    expected = cf.attribute(model, TOKENIZER, QUESTIONS, sites=(name,), progress=False)
+    assert np.array_equal(cf.attribute(model, TOKENIZER, QUESTIONS, sites=name, progress=False).totals, expected.totals)
+    for sites in (name, iter([name])):  # an iterator ends when it has been read once
+        assert cf.Attributor(model, sites=sites).layout == expected.layout
+    assert (
+        cf.count_activations(model, TOKENIZER, QUESTIONS, sites=iter([name]), progress=False).layout == expected.layout
+    )
+    assert cf.weight_norms(model, iter([name])).layout == expected.layout
+
+
+def test_a_weight_that_is_nan_is_refused() -> None:
+    model = families.build("llama")
+    ids, lengths = torch.tensor([[9, 10, 11], [12, 13, 14]]), torch.tensor([3, 2])
+    with cf.Attributor(model) as attributor:
+        objective = attributor.forward(ids, lengths)[:, 5]
+        with pytest.raises(cf.CulnigError, match="weight of sample 1 is NaN; give every sample a number"):
+            attributor.backward(objective, weight=torch.tensor([1.0, float("nan")]))
+        attributor.backward(objective, weight=torch.tensor([1.0, 2.0]))
+    assert attributor.is_finite()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import families
+import numpy as np
 import pytest
 from command_line import invoke
 from transformers import AutoModelForCausalLM
@@ -47,7 +48,8 @@ def scores(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> Path:
     path = folder / f"{name}.safetensors"
     if not path.exists():
         data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all")
-        run(capsys, "score", folder / "model", *data, "--out", path, "--quiet", "--device", "cpu")
+        kind = ("--control", "--no-clamp-control") if name == "control" else ()
+        run(capsys, "score", folder / "model", *data, *kind, "--out", path, "--quiet", "--device", "cpu")
     return path
 
 
@@ -61,7 +63,9 @@ def test_the_whole_chain(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     general = run(capsys, "select", "general", *tables, "--mlp-share", 0.1, *shares, "--out", folder / "general.json")
     assert general["neurons"] == 9
     chosen = cf.NeuronSet.load(folder / "general.json")
-    assert chosen == cf.select_general(table, table, table, mlp_share=0.1, surface_share=0)
+    subtracted = cf.ScoreTable.load(control)
+    assert np.array_equal(subtracted.totals, table.totals)
+    assert chosen == cf.select_general(table, subtracted, table, mlp_share=0.1, surface_share=0)
     run(capsys, "select", "specific", *tables, "--country", "US", *shares, "--share", 0.1,
         "--min-z", -10, "--out", folder / "usa.json")  # fmt: skip
     assert len(cf.NeuronSet.load(folder / "usa.json")) == 22
@@ -135,6 +139,50 @@ def test_all_countries_and_a_sweep_of_thresholds(
     assert "there is no threshold 't'" in capsys.readouterr().err
 
 
+def test_tables_that_are_left_out_are_said(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    neur = scores(folder, "neur", capsys)
+    table = cf.ScoreTable.load(neur)
+    found = run(capsys, "select", "general", neur, "--mlp-share", 0.1, "--out", tmp_path / "general.json")
+    assert found["info"]["sources"]["control"] is found["info"]["sources"]["surface"] is None
+    assert cf.NeuronSet.load(tmp_path / "general.json") == cf.select_general(table, None, None, mlp_share=0.1)
+    specific = ("specific", neur, "--country", "US", "--out", tmp_path / "us.json")
+    sweep = ("general", neur, "--sweep", "mlp_share=0.1", "--out", tmp_path / "s.csv")
+    for command in (specific, ("specific-all", neur, "--country", "US", "--out-dir", tmp_path / "sets"), sweep):
+        assert invoke("select", *command) == 0
+        printed = capsys.readouterr().out
+        assert "no --control: nothing was subtracted; no --surface: nothing was dropped" in printed
+    with_crc = (neur, "--surface", scores(folder, "crc", capsys), "--out", tmp_path / "one.json")
+    assert invoke("select", "general", *with_crc) == 0
+    assert "nothing was dropped" not in capsys.readouterr().out
+
+
+def test_a_table_given_as_what_it_is_not_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    neur, control = scores(folder, "neur", capsys), scores(folder, "control", capsys)
+    for tables, words in (
+        ((neur, "--control", neur), "the control scores were not scored as a control set"),
+        ((control,), "the neur scores are a control set's"),
+        ((neur, "--surface", control), "the surface scores are a control set's"),
+    ):
+        assert invoke("select", "general", *tables, "--out", tmp_path / "x.json") == 1
+        assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("way", [(), ("--stream",)])
+def test_only_some_questions_of_each_group(
+    way: tuple[str, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all", "--device", "cpu", "--quiet")
+    out = tmp_path / "few.safetensors"
+    found = run(capsys, "score", folder / "model", *data, *way, "--limit", 2, "--out", out)
+    assert found["groups"] == {"Spain": 2, "Mexico": 2, "US": 2}
+    table = cf.ScoreTable.load(out)
+    assert table.ids == ("q0", "q1", "q2", "q3", "q4", "q5")
+    assert table.metadata["limit"] == 2
+
+
 def test_info_names_sites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, "info", folder / "model")
     assert found["layer_class"] == "LlamaDecoderLayer"
@@ -188,6 +236,52 @@ def test_an_existing_output_is_refused_before_any_work(folder: Path, capsys: pyt
         assert "exists already" in capsys.readouterr().err
 
 
+OUTPUTS = [
+    ("score", "nowhere/at/all"),
+    ("evaluate", "nowhere/at/all"),
+    ("answer", "nowhere/at/all", "--task", "blend_short"),
+    ("ablate", "nowhere/at/all", "--random", 3),
+    ("modules", "nowhere/at/all", "--neurons", "no.json"),
+    ("baseline", "activations", "nowhere/at/all"),
+    ("baseline", "lape", "no.safetensors"),
+    ("baseline", "mean-activation", "no.safetensors", "--like", "no.json"),
+    ("baseline", "weight-norm", "nowhere/at/all", "--like", "no.json"),
+    ("select", "general", "no.safetensors", "--control", "no.safetensors", "--surface", "no.safetensors"),
+    ("select", "specific", "no.safetensors", "--control", "no.safetensors", "--surface", "no.safetensors",
+     "--country", "US"),
+    ("select", "random", "no.safetensors", "--count", 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=lambda arguments: " ".join(map(str, arguments[:2])))
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    arguments: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of what these name is there, so whoever looks at the output last complains of something else."""
+    suffix = {"evaluate": ".csv", "answer": ".csv", "ablate": ".csv", "modules": ".csv"}.get(str(arguments[0]), ".x")
+    (tmp_path / f"folder{suffix}").mkdir()
+    for out, words in ((tmp_path / f"folder{suffix}", "is a folder"), (tmp_path / "absent" / f"x{suffix}", "absent")):
+        assert invoke(*arguments, "--out", out, "--overwrite") == 1
+        assert words in capsys.readouterr().err
+
+
+def test_results_of_no_known_kind_are_refused_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("evaluate", "answer"):
+        assert invoke(command, "nowhere/at/all", "--out", "x.txt") == 1
+        assert "must end in .csv or .jsonl" in capsys.readouterr().err
+
+
+def test_messages_say_how_the_command_line_says_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "q.csv").write_text("id,group,prompt,answer\n1,x,A B,no such word\n", encoding="utf-8")
+    data = ("--task", "plain", "--data", tmp_path / "q.csv", "--split", "all", "--device", "cpu")
+    assert invoke("evaluate", folder / "model", *data) == 1
+    assert "(--skip-unusable, in Python on_unusable='skip')" in capsys.readouterr().err
+    assert invoke("evaluate", folder / "model", *data, "--out", folder / "questions.csv") == 1
+    assert "(--overwrite, in Python overwrite=True)" in capsys.readouterr().err
+
+
 def test_a_model_with_nan_weights_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = families.build("llama")
     model.model.layers[0].mlp.up_proj.weight.data[3, 3] = float("nan")
@@ -209,6 +303,16 @@ def test_a_model_with_nan_weights_is_refused(folder: Path, tmp_path: Path, capsy
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_prompts_in_plain_text_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ("--task", "plain", "--data", folder / "questions.csv", "--split", "all", "--device", "cpu")
+    assert invoke("evaluate", folder / "model", *data) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "chat template" in line]
+    assert len(said) == 1
+    assert said[0].startswith("warning: this tokenizer has no chat template, so its model sees")
+    assert invoke("evaluate", folder / "model", *data, "--quiet") == 0
+    assert "chat template" not in capsys.readouterr().err
+
+
 def test_help_comes_up_without_torch() -> None:
     code = (
         "import sys, runpy\nsys.argv = ['culnig-fast', 'score', '--help']\n"
@@ -221,6 +325,12 @@ def test_help_comes_up_without_torch() -> None:
     assert "Example: culnig-fast score" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
     assert time.perf_counter() - start < 30, "help took half a minute; something heavy is imported"
+
+
+@pytest.mark.parametrize("name", ["culnig_fast", "culnig_fast.cli"])
+def test_the_package_runs_as_a_program(name: str) -> None:
+    done = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, check=True)
+    assert "Find the neurons behind" in done.stdout
 
 
 def test_importing_the_package_loads_no_torch() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import atomic_folder, atomic_write, read_json, write_json, write_text
+from culnig_fast.files import atomic_folder, atomic_write, check_output, read_json, write_json, write_text
 
 
 def test_an_error_inside_leaves_the_old_file(tmp_path: Path) -> None:
@@ -110,3 +110,44 @@ def test_what_is_no_number_of_json_is_refused(word: str, tmp_path: Path) -> None
     (tmp_path / "a.json").write_text(f'{{"a": [{word}]}}')
     with pytest.raises(CulnigError, match=f"{word} is no number"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_folder_that_a_library_cannot_fill(tmp_path: Path) -> None:
+    """safetensors and tokenizers report a full disk by classes of their own; a limit on files' size acts alike."""
+    code = (
+        "import resource, sys\nimport torch, transformers\nfrom culnig_fast.files import CulnigError, atomic_folder\n"
+        "sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)\n"
+        "model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "try:\n    with atomic_folder(sys.argv[1]) as temporary:\n        model.save_pretrained(temporary)\n"
+        "except CulnigError as error:\n    print(error)\n"
+    )
+    pytest.importorskip("resource", reason="this system knows no such limit")
+    out = tmp_path / "model"
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)
+    assert done.stdout == (f"cannot write {out}: File too large; free some space or choose another output path\n"), (
+        done.stderr
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("(os error that is none)"), ValueError("no"), CulnigError("(os error 28)")]
+)
+def test_what_is_no_error_of_the_system_stays_what_it_is(error: Exception, tmp_path: Path) -> None:
+    for writer in (atomic_write, atomic_folder):
+        with pytest.raises(type(error)) as raised, writer(tmp_path / "out"):
+            raise error
+        assert raised.value is error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
+    for overwrite, words in ((True, "is a folder, which no file replaces"), (False, "exists already")):
+        with pytest.raises(CulnigError, match=words):
+            check_output(tmp_path, overwrite)
+    (tmp_path / "link").symlink_to(tmp_path)
+    write_text(tmp_path / "link", "x", overwrite=True)  # replaces the link, not what it leads to
+    assert (tmp_path / "link").read_text() == "x"
+    with pytest.raises(CulnigError, match="absent"):
+        check_output(tmp_path / "absent" / "x", False)

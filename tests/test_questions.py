@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
+from typing import Any
 
+import families
 import pytest
 from small_tokenizers import BOS_TEMPLATE, CHAT_TEMPLATE, byte_level, metaspace
 
+import culnig_fast as cf
 from culnig_fast.errors import CulnigError
+from culnig_fast.generation import answer, generate
 from culnig_fast.questions import (
     Question,
     answer_token,
@@ -171,3 +176,31 @@ def test_questions_and_tasks_load_without_the_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("Which one?", "question number 0 is a str; give culnig_fast.Question"),
+        ([question(), {"id": "q2"}], "question number 1 is a dict; give culnig_fast.Question"),
+        (question(), "the questions are a Question; give a list"),
+        (None, "the questions are a NoneType; give a list"),
+    ],
+)
+def test_what_is_no_list_of_questions_is_refused(given: Any, words: str) -> None:
+    with pytest.raises(CulnigError, match=words):
+        encode_questions(byte_level(), given)
+    for ask in (generate, lambda *given: answer(*given, score=lambda *row: 0.0)):
+        with pytest.raises(CulnigError, match=words):
+            ask(families.build("llama"), byte_level(), given)
+
+
+def test_a_model_and_its_tokenizer_in_the_wrong_order() -> None:
+    model, tokenizer = families.build("llama"), byte_level()
+    asking = (cf.attribute, cf.evaluate, cf.count_activations, generate, partial(answer, score=lambda *row: 0.0))
+    for ask in asking:
+        for given, kind in ((model, "LlamaForCausalLM"), (None, "NoneType")):
+            with pytest.raises(CulnigError, match=f"the tokenizer is a {kind}; give the model first"):
+                ask(tokenizer, given, [question()])
+        with pytest.raises(CulnigError, match="NoneType.* is not a Hugging Face decoder|NoneType, not a Hugging Face"):
+            ask(None, tokenizer, [question()])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from wordlevel import make_questions, make_tokenizer
 
+from culnig_fast.attribution import attribute
 from culnig_fast.errors import CulnigError
 from culnig_fast.neurons import NeuronLayout, NeuronSite
+from culnig_fast.questions import Question
 from culnig_fast.scores import ScoreTable, check_same_layout
 
 LAYOUT = NeuronLayout([NeuronSite("mlp.gate_proj", 0, 3), NeuronSite("mlp.gate_proj", 1, 4)])
@@ -124,3 +128,49 @@ def test_equal_tables_are_equal_files_that_the_library_reads(tmp_path: Path) -> 
     read = load_file(paths[0])
     assert np.array_equal(read["totals"], make_table().totals)
     assert read["counts"].tolist() == [3, 5]
+
+
+def test_parts_that_were_scored_apart_are_the_whole(tmp_path: Path) -> None:
+    model, tokenizer, questions = families.build("llama").double(), make_tokenizer(), make_questions(9)
+    bad = Question("bad", "group 0", "A B", "no such word")
+
+    def score(some: list[Question]) -> ScoreTable:
+        return attribute(model, tokenizer, some, on_unusable="skip", progress=False)
+
+    whole = score([*questions, bad])
+    parts = [score(questions[:2]), score(questions[2:5]), score([*questions[5:], bad])]
+    parts[1].save(tmp_path / "part.safetensors")
+    merged = parts[0].merge(ScoreTable.load(tmp_path / "part.safetensors"), parts[2])
+    assert merged.groups == whole.groups
+    assert len(parts[0].groups) < len(whole.groups)  # rows are found by their names
+    assert merged.ids == whole.ids
+    assert merged.counts.tolist() == whole.counts.tolist()
+    assert merged.counts.dtype == np.int64
+    assert np.abs(merged.totals - whole.totals).max() <= 1e-12 * np.abs(whole.totals).max()
+    assert np.allclose(merged.probability, whole.probability)
+    facts = dict(merged.metadata)
+    assert facts.pop("merged") == [part.metadata for part in parts]
+    assert facts == {key: value for key, value in whole.metadata.items() if key in facts}
+    assert facts["unusable"] == ["bad"]
+    assert facts["reduction"] == "max"
+    merged.save(tmp_path / "merged.safetensors")
+    assert np.array_equal(ScoreTable.load(tmp_path / "merged.safetensors").totals, merged.totals)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ids": ("d", "a")}, "sample 'a' is in tables 1 and 2"),
+        ({"metadata": {"reduction": "sum"}}, "table 1's reduction is 'max', table 2's 'sum'"),
+        ({"metadata": {"model": "other"}}, "table 1's model is 'x', table 2's 'other'"),
+        ({"metadata": {"control": True}}, "table 1's control is False, table 2's True"),
+        ({"metadata": {"resamples": 2}}, "table 2's rows are resamples"),
+        ({"metadata": {"as_authors": True}}, "table 2's counts are of unique items"),
+        ({"layout": NeuronLayout([NeuronSite("mlp.up_proj", 0, 7)])}, "table 1 and table 2 scores are of different"),
+    ],
+)
+def test_tables_that_do_not_add_up_are_not_merged(changes: dict[str, object], words: str) -> None:
+    first = make_table(metadata={"model": "x", "reduction": "max", "control": False})
+    with pytest.raises(CulnigError, match=words):
+        first.merge(make_table(**{"ids": ("d",), "metadata": {}, **changes}))
+    assert first.merge(make_table(ids=("d",), metadata={})).n_samples == 16  # tables from elsewhere say nothing

@@ -16,7 +16,7 @@ from culnig_fast.baselines.asked import Asked, ask
 from culnig_fast.baselines.counters import SUMS, Counters
 from culnig_fast.baselines.hooks import observed
 from culnig_fast.errors import CulnigError
-from culnig_fast.neurons import EXPERT_MODULES, NeuronLayout, NeuronSite
+from culnig_fast.neurons import EXPERT_MODULES, NeuronLayout, NeuronSite, named_modules
 from culnig_fast.provenance import provenance
 from culnig_fast.questions import Question
 from culnig_fast.scores import ScoreTable
@@ -207,6 +207,7 @@ def count_activations(
         CulnigError: as `attribute`; or an activation that is not finite.
     """
     asked = ask(model, tokenizer, questions, batch_tokens, on_unusable)
+    sites = named_modules(sites)
     locations = asked.architecture.select(sites)
     layout = asked.architecture.layout(sites)
     counters = Counters(len(asked.groups))

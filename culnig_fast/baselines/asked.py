@@ -13,6 +13,7 @@ import torch
 from culnig_fast.architecture import Architecture, architecture_of
 from culnig_fast.batching import Batch, default_batch_tokens, make_batch, plan_batches
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
+from culnig_fast.prompt_limits import check_encoded
 from culnig_fast.questions import Question, encode_questions
 
 
@@ -70,9 +71,10 @@ def ask(
     batch_tokens: int | None = None,
     on_unusable: str = "error",
 ) -> Asked:
-    """Encode questions and plan their batches; CulnigError as `encode_questions` and `discover` raise it."""
-    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    """Encode questions and plan their batches; CulnigError as `encode_questions`, `discover` and `check_encoded`."""
+    encoded = encode_questions(tokenizer, questions, on_unusable)
     architecture = architecture_of(model)
+    check_encoded(architecture.model, encoded)
     groups = tuple(dict.fromkeys(question.group for question in encoded.questions))
     row = {name: i for i, name in enumerate(groups)}
     if batch_tokens is None:

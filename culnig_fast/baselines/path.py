@@ -30,6 +30,7 @@ from culnig_fast.baselines.hooks import replaced
 from culnig_fast.baselines.routed_path import RoutedPath, routed_gradient
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import LastPosition
+from culnig_fast.neurons import named_modules
 from culnig_fast.provenance import provenance
 from culnig_fast.questions import Question
 from culnig_fast.running.diagnosis import check_finite
@@ -73,6 +74,7 @@ def integrated_gradients(
     if reduction not in ("sum", "max"):
         raise CulnigError(f"unknown reduction {reduction!r}; choose from sum, max")
     asked = ask(model, tokenizer, questions, batch_tokens, on_unusable)
+    sites = named_modules(sites)
     locations, layout = asked.architecture.select(sites), asked.architecture.layout(sites)
     totals = np.zeros((len(asked.groups), layout.size))
     probability = np.zeros(len(asked.groups))

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.architecture import SiteLocation, architecture_of
 from culnig_fast.errors import CulnigError
+from culnig_fast.neurons import named_modules
 from culnig_fast.quantised import why_not_plain
 from culnig_fast.scores import ScoreTable
 
@@ -29,6 +30,7 @@ def weight_norms(model: Any, sites: Iterable[str] | None = None) -> ScoreTable:
         CulnigError: the structure cannot be resolved, or weights are quantised.
     """
     architecture = architecture_of(model)
+    sites = named_modules(sites)
     norms = torch.cat([_norms(location).cpu() for location in architecture.select(sites)])
     return ScoreTable(
         totals=norms.numpy()[None],

@@ -28,7 +28,7 @@ from culnig_fast.cli.options import (
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import refuse_existing
+from culnig_fast.files import check_output
 
 
 @app.command(
@@ -73,7 +73,7 @@ def ablate(
     if not 0 < top <= 1:
         raise CulnigError(f"--top is a share of the neurons between 0 and 1, not {top}")
     if out is not None:
-        refuse_existing(out, overwrite)
+        check_output(out, overwrite)
         if out.suffix != ".csv":
             raise CulnigError(f"{out} must end in .csv")
     loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)

@@ -22,12 +22,12 @@ from culnig_fast.cli.options import (
     Split,
     Topics,
     Trust,
+    check_results,
     load_model_and_tokenizer,
     open_task,
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import refuse_existing
 
 
 @app.command(epilog="Example: culnig-fast answer MODEL --data BLEnD/data --split all --out answers.jsonl")
@@ -53,7 +53,7 @@ def answer(
 ) -> None:
     """Let the model answer in its own words, and compare with the annotators' answers."""
     if out is not None:
-        refuse_existing(out, overwrite)
+        check_results(out, overwrite)
     loaded_task = open_task(task, data, topics, file)
     if not loaded_task.generates:
         raise CulnigError(f"the answers of task {task} are one token; use evaluate")

@@ -28,7 +28,7 @@ from culnig_fast.cli.options import (
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import refuse_existing
+from culnig_fast.files import check_output, refuse_existing
 
 baseline_app = typer.Typer(help="Choose neurons in other ways, for comparison.", no_args_is_help=True)
 app.add_typer(baseline_app, name="baseline")
@@ -64,7 +64,7 @@ def activations(
     quiet: Quiet = False,
 ) -> None:
     """Count in one forward pass how often and how strongly every neuron is active, group by group."""
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     from culnig_fast.baselines.activations import count_activations
 
@@ -145,7 +145,7 @@ def mean_activation(
     from culnig_fast.baselines.selecting import select_like
     from culnig_fast.neuron_sets import NeuronSet
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     table = ActivationTable.load(counters).scores(magnitude=not signed)
     less = None if control is None else ActivationTable.load(control).scores(magnitude=not signed)
     chosen = select_like(table, NeuronSet.load(like), control=less, method="mean activation")
@@ -164,7 +164,7 @@ def weight_norm(
     as_json: Json = False,
 ) -> None:
     """The neurons with the largest weights."""
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     loaded, _ = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     from culnig_fast.baselines.selecting import select_like
     from culnig_fast.baselines.weights import weight_norms
@@ -193,7 +193,7 @@ def _entropy(
     from culnig_fast.files import atomic_folder, file_name
     from culnig_fast.neuron_sets import NeuronSet
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     if each is not None:
         refuse_existing(each, overwrite=False)
     found = select_by_entropy(

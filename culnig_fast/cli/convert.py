@@ -10,7 +10,7 @@ import typer
 from culnig_fast.cli.app import app
 from culnig_fast.cli.options import Json, Overwrite, report
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import refuse_existing
+from culnig_fast.files import check_output
 
 
 @app.command(epilog="Example: culnig-fast convert blend_max_scores.json neur.safetensors")
@@ -29,7 +29,7 @@ def convert(
     {module: {layer: {column: score}}}, where a score may be {group: score}; and lists of records with module_name,
     layer_idx, neuron_idx and attribute_score or scores. Neuron sets need no conversion: both programs read top_neurons.
     """
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     to_table, from_table = out.suffix == ".safetensors", source.suffix == ".safetensors"
     if to_table == from_table:
         raise CulnigError(f"one of {source} and {out} must end in .safetensors, the other in .json or .json.gz")

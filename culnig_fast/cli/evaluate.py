@@ -25,12 +25,12 @@ from culnig_fast.cli.options import (
     TensorParallel,
     Topics,
     Trust,
+    check_results,
     load_divided,
     open_task,
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import refuse_existing
 
 
 @app.command(
@@ -62,7 +62,7 @@ def evaluate(
     A benchmark with points of its own (worldvaluesbench) is measured by these.
     """
     if out is not None:
-        refuse_existing(out, overwrite)
+        check_results(out, overwrite)
     opened = open_task(task, data, topics, file)
     if opened.generates:
         raise CulnigError(f"{task} is answered in free text; use culnig-fast answer")

@@ -19,7 +19,7 @@ from culnig_fast.cli.options import (
     load_model_and_tokenizer,
     report,
 )
-from culnig_fast.files import refuse_existing
+from culnig_fast.files import check_output
 
 
 @app.command(epilog="Example: culnig-fast bake demo --neurons general.json --out suppressed-model")
@@ -34,7 +34,7 @@ def bake(
     as_json: Json = False,
 ) -> None:
     """Write an intervention into the weights and save an ordinary checkpoint."""
-    refuse_existing(out, overwrite=False)
+    check_output(out, overwrite=False)
     loaded, tokenizer = load_model_and_tokenizer(model, dtype, device, trust_remote_code)
     from culnig_fast.files import atomic_folder
     from culnig_fast.masking import bake as bake_weights

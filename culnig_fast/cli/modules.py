@@ -10,7 +10,7 @@ import typer
 from culnig_fast.cli.app import app
 from culnig_fast.cli.options import Json, Overwrite, Sites, Trust, load_model_and_tokenizer, report
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import refuse_existing
+from culnig_fast.files import check_output
 
 
 @app.command(
@@ -44,7 +44,7 @@ def modules(
     """
     for path, ending in ((out, ".csv"), (yaml, ".yaml")):
         if path is not None:
-            refuse_existing(path, overwrite)
+            check_output(path, overwrite)
             if path.suffix != ending:
                 raise CulnigError(f"{path} must end in {ending}")
     from culnig_fast.neuron_sets import NeuronSet

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from culnig_fast.errors import CulnigError
+from culnig_fast.errors import CulnigError, CulnigWarning
+from culnig_fast.files import check_output
 
 
 class Action(str, Enum):
@@ -36,7 +38,15 @@ BatchTokens = Annotated[Optional[int], typer.Option(min=1, help="Padded tokens a
 SkipUnusable = Annotated[bool, typer.Option(help="Leave out questions whose answer is not one token.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option(help="No progress bar.")]
+
+
+def _silenced(quiet: bool) -> bool:
+    if quiet:
+        warnings.simplefilter("ignore", CulnigWarning)
+    return quiet
+
+
+Quiet = Annotated[bool, typer.Option(help="No progress bar, no warnings.", callback=_silenced)]
 Sites = Annotated[Optional[list[str]], typer.Option("--site", help="Module to score, repeatable; left out: all five.")]
 TensorParallel = Annotated[
     bool, typer.Option("--tensor-parallel", help="Under torchrun, divide one model's weights among the processes.")
@@ -73,6 +83,13 @@ def load_divided(
     where = device or local_device()
     options = {"trust_remote_code": trust_remote_code, "tensor_parallel": tensor_parallel}
     return load_model(model, dtype=dtype, device=where, **options)
+
+
+def check_results(out: Path, overwrite: bool) -> None:
+    """Raise CulnigError, before any work, when no file of results can be put there."""
+    if out.suffix.lower() not in (".csv", ".jsonl"):
+        raise CulnigError(f"{out} must end in .csv or .jsonl")
+    check_output(out, overwrite)
 
 
 def open_task(task: str, data: str | None, topics: Path | None = None, files: list[str] | None = None) -> Any:

@@ -31,7 +31,7 @@ from culnig_fast.cli.options import (
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import check_writable, refuse_existing
+from culnig_fast.files import check_output
 
 
 @app.command(epilog="Example: culnig-fast score demo --data demo --split neur --out neur.safetensors")
@@ -43,6 +43,7 @@ def score(
     topics: Topics = None,
     file: Files = None,
     split: Split = "neur",
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Score only so many questions of each group.")] = None,
     site: Sites = None,
     reduction: Annotated[
         str, typer.Option(help="Over positions: max (the method's), sum, mean, absmax or last.")
@@ -51,7 +52,10 @@ def score(
         str,
         typer.Option(help="Tokens that this goes over: all, last, or content (the message without its chat template)."),
     ] = "all",
-    clamp_control: Annotated[bool, typer.Option(help="In split 'control', count negative scores as 0.")] = True,
+    control: Annotated[
+        bool, typer.Option("--control", help="The questions are a control set, as those of split 'control' are.")
+    ] = False,
+    clamp_control: Annotated[bool, typer.Option(help="In a control set, count negative scores as 0.")] = True,
     path: Annotated[str, typer.Option(help="auto fuses layers where it can, fused insists, taps fuses none.")] = "auto",
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Run each layer again in backward: less memory, more time.")
@@ -93,8 +97,7 @@ def score(
     With --stream it is kept between blocks. Under torchrun (torchrun --nproc-per-node 2 -m culnig_fast.cli score …) the
     samples are divided among the processes, or with --tensor-parallel the weights of one model.
     """
-    refuse_existing(out, overwrite)
-    check_writable(out)
+    check_output(out, overwrite)
     if as_authors:
         from culnig_fast.interop.as_authors import AS_AUTHORS, count_unique_ids
 
@@ -110,7 +113,7 @@ def score(
         raise CulnigError("--stream-tokens is the size of a block of --stream; add --stream or leave it out")
     options: dict[str, Any] = {
         "sites": site,
-        "control": split == "control",
+        "control": control or split == "control",
         "clamp_control": clamp_control,
         "batch_tokens": batch_tokens,
         "batch_size": batch_size,
@@ -123,6 +126,7 @@ def score(
         "checkpoint_seconds": checkpoint_seconds,
         "progress": not quiet,
     }
+    from culnig_fast.questions import first_of_groups
     from culnig_fast.running.distributed import joined
 
     with joined() as world:
@@ -137,7 +141,7 @@ def score(
 
             folder = local_folder(model, trust_remote_code=trust_remote_code)
             tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-            questions = load_questions(task, data, topics, split, tokenizer, file)
+            questions = first_of_groups(load_questions(task, data, topics, split, tokenizer, file), limit)
             table = attribute_streamed(
                 folder,
                 tokenizer,
@@ -152,13 +156,13 @@ def score(
             from culnig_fast.attribution import attribute
 
             loaded, tokenizer = load_divided(model, dtype, device, trust_remote_code, tensor_parallel, world)
-            questions = load_questions(task, data, topics, split, tokenizer, file)
+            questions = first_of_groups(load_questions(task, data, topics, split, tokenizer, file), limit)
             table = attribute(
                 loaded, tokenizer, questions, recompute=recompute, memory_share=memory_share, world=world, **options
             )
         if as_authors:
             table = count_unique_ids(table, questions, task)
-        table.metadata.update({"task": task, "split": split})
+        table.metadata.update({"task": task, "split": split, **({} if limit is None else {"limit": limit})})
         world.save(table, out, overwrite)
     if world.rank == 0:
         _report(table, out, as_json)

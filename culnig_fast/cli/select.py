@@ -14,15 +14,15 @@ from culnig_fast.cli.options import (
     report,
 )
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import file_name, refuse_existing
+from culnig_fast.files import check_output, file_name, refuse_existing
 
 select_app = typer.Typer(help="Choose neurons from score tables.", no_args_is_help=True)
 app.add_typer(select_app, name="select")
 
 
 Neur = Annotated[Path, typer.Argument(help="Scores on the identification half.")]
-Control = Annotated[Path, typer.Option(help="Scores on the control set.")]
-Surface = Annotated[Path, typer.Option(help="Scores on CountryRC.")]
+Control = Annotated[Optional[Path], typer.Option(help="Scores on the control set; left out: nothing is subtracted.")]
+Surface = Annotated[Optional[Path], typer.Option(help="Scores on CountryRC; left out: nothing is dropped.")]
 Out = Annotated[Path, typer.Option(help="Neuron set to write (.json); with --sweep, the table of settings (.csv).")]
 SurfaceShare = Annotated[float, typer.Option(help="r: top share on CountryRC that is dropped.")]
 Share = Annotated[float, typer.Option(help="t of the pool.")]
@@ -43,9 +43,9 @@ SweepOption = Annotated[
 )
 def select_general_command(
     neur: Neur,
-    control: Control,
-    surface: Surface,
     out: Out,
+    control: Control = None,
+    surface: Surface = None,
     mlp_share: Annotated[float, typer.Option(help="t of the MLP pool.")] = 0.01,
     attention_share: Annotated[float, typer.Option(help="t of the attention pool.")] = 0.002,
     surface_share: SurfaceShare = 0.01,
@@ -57,14 +57,16 @@ def select_general_command(
     from culnig_fast.selection.rules import select_general
     from culnig_fast.selection.sweep import sweep_general
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     shares = {"mlp_share": mlp_share, "attention_share": attention_share}
     thresholds: dict[str, Any] = {**shares, "surface_share": surface_share}
     if sweep:
         values = _values(sweep, thresholds)
-        _save_sweeps({"general": sweep_general(*_tables(neur, control, surface), **values)}, out, overwrite, as_json)
+        swept = sweep_general(*_tables(neur, control, surface), **values)
+        _save_sweeps({"general": swept}, out, overwrite, as_json, _left_out(control, surface))
         return
-    _save_set(select_general(*_tables(neur, control, surface), **thresholds), out, overwrite, as_json)
+    chosen = select_general(*_tables(neur, control, surface), **thresholds)
+    _save_set(chosen, out, overwrite, as_json, _left_out(control, surface))
 
 
 @select_app.command(
@@ -74,10 +76,10 @@ def select_general_command(
 )
 def select_specific_command(
     neur: Neur,
-    control: Control,
-    surface: Surface,
     country: Annotated[str, typer.Option(help="Target country, in any of BLEnD's spellings.")],
     out: Out,
+    control: Control = None,
+    surface: Surface = None,
     share: Share = 0.003,
     surface_share: SurfaceShare = 0.01,
     min_z: MinZ = 0.5,
@@ -89,14 +91,15 @@ def select_specific_command(
     from culnig_fast.selection.rules import select_specific
     from culnig_fast.selection.sweep import sweep_specific
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     thresholds: dict[str, Any] = {"share": share, "surface_share": surface_share, "min_z": min_z}
     if sweep:
         values = _values(sweep, thresholds)
         found = sweep_specific(*_tables(neur, control, surface), (country,), **values)
-        _save_sweeps(found, out, overwrite, as_json)
+        _save_sweeps(found, out, overwrite, as_json, _left_out(control, surface))
         return
-    _save_set(select_specific(*_tables(neur, control, surface), country, **thresholds), out, overwrite, as_json)
+    chosen = select_specific(*_tables(neur, control, surface), country, **thresholds)
+    _save_set(chosen, out, overwrite, as_json, _left_out(control, surface))
 
 
 @select_app.command(
@@ -106,9 +109,9 @@ def select_specific_command(
 )
 def select_specific_all_command(
     neur: Neur,
-    control: Control,
-    surface: Surface,
     out_dir: Annotated[Path, typer.Option(help="Folder for a neuron set a country; made if it is not there.")],
+    control: Control = None,
+    surface: Surface = None,
     country: Annotated[
         Optional[list[str]], typer.Option(help="Target country, repeatable; left out: the method's eight.")
     ] = None,
@@ -141,7 +144,8 @@ def select_specific_all_command(
     for name, chosen in found.items():
         chosen.save(paths[name], overwrite)
     sizes = {name: {"out": str(paths[name]), "neurons": len(chosen)} for name, chosen in found.items()}
-    report(as_json, sizes, "\n".join(f"{one['out']}: {one['neurons']:,} neurons" for one in sizes.values()))
+    note = _left_out(control, surface)
+    report(as_json, sizes, "\n".join(f"{one['out']}: {one['neurons']:,} neurons{note}" for one in sizes.values()))
 
 
 @select_app.command(
@@ -162,25 +166,34 @@ def select_random_command(
     from culnig_fast.scores import ScoreTable
     from culnig_fast.selection.rules import select_random
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     if (count is None) == (like is None):
         raise CulnigError("say how many neurons to draw: give either --count or --like")
     wanted = len(NeuronSet.load(like)) if like is not None else count or 0
     _save_set(select_random(ScoreTable.load(scores).layout, wanted, seed=seed), out, overwrite, as_json)
 
 
-def _save_set(chosen: Any, out: Path, overwrite: bool, as_json: bool) -> None:
+def _save_set(chosen: Any, out: Path, overwrite: bool, as_json: bool, note: str = "") -> None:
     chosen.save(out, overwrite)
     counts = {name: len(chosen.where([name])) for name in sorted(set(chosen.module_names))}
     detail = ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
     summary = {"out": str(out), "neurons": len(chosen), "modules": counts, "info": chosen.info}
-    report(as_json, summary, f"{out}: {len(chosen):,} neurons ({detail})")
+    report(as_json, summary, f"{out}: {len(chosen):,} neurons ({detail}){note}")
 
 
-def _tables(neur: Path, control: Path, surface: Path) -> tuple[Any, Any, Any]:
+def _tables(neur: Path, control: Path | None, surface: Path | None) -> tuple[Any, Any, Any]:
+    """The tables; None for one that was not given."""
     from culnig_fast.scores import ScoreTable
 
-    return ScoreTable.load(neur), ScoreTable.load(control), ScoreTable.load(surface)
+    less, dropped = (None if path is None else ScoreTable.load(path) for path in (control, surface))
+    return ScoreTable.load(neur), less, dropped
+
+
+def _left_out(control: Path | None, surface: Path | None) -> str:
+    """What the result says of tables that were not given; a set's `info` names its sources too."""
+    said = ["no --control: nothing was subtracted"] if control is None else []
+    said += ["no --surface: nothing was dropped"] if surface is None else []
+    return "".join(f"; {one}" for one in said)
 
 
 def _values(sweep: list[str], thresholds: dict[str, float]) -> dict[str, Any]:
@@ -197,7 +210,7 @@ def _values(sweep: list[str], thresholds: dict[str, float]) -> dict[str, Any]:
     return values
 
 
-def _save_sweeps(sweeps: Any, out: Path, overwrite: bool, as_json: bool) -> None:
+def _save_sweeps(sweeps: Any, out: Path, overwrite: bool, as_json: bool, note: str) -> None:
     from culnig_fast.files import write_text
     from culnig_fast.selection.sweep import as_csv
 
@@ -211,4 +224,8 @@ def _save_sweeps(sweeps: Any, out: Path, overwrite: bool, as_json: bool) -> None
             cells = [f"{setting[n]:>15g}" for n in names]
             overlaps = "  ".join(f"{value:.2f}" for value in sweep.jaccard[i])
             lines.append("  ".join([f"{i + 1:>{max(4, len(name))}d}", *cells, f"{len(chosen):>7,}", overlaps]))
-    report(as_json, {name: sweep.rows() for name, sweep in sweeps.items()}, "\n".join([*lines, f"{out} holds it all"]))
+    report(
+        as_json,
+        {name: sweep.rows() for name, sweep in sweeps.items()},
+        "\n".join([*lines, f"{out} holds it all{note}"]),
+    )

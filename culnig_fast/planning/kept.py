@@ -92,7 +92,7 @@ def kept_per_token(
 def _gradients(widths: Widths, layer: LayerShape) -> int:
     """Columns of a layer's gradients that exist together, those of each copy of a token at an expert included."""
     copies = 2 * layer.active * widths.hidden
-    return 3 * layer.columns + copies + 3 * widths.hidden + 2 * (widths.queries + 2 * widths.keys)
+    return 3 * layer.columns + copies + 3 * widths.hidden + 2 * (layer.queries + 2 * layer.keys)
 
 
 def _fused_per_token(widths: Widths, layer: LayerShape, size: int, last: bool, cpu: bool) -> int:
@@ -103,9 +103,9 @@ def _fused_per_token(widths: Widths, layer: LayerShape, size: int, last: bool, c
     also rotated k, k and v once more for each query head where heads share them, and the last position's mask.
     """
     if last:
-        shared = 2 * widths.queries if widths.keys < widths.queries else 0
-        attention = (widths.keys + shared) * size + size + 1 if cpu else 0
-        return (widths.hidden + 2 * widths.keys) * size + 4 + attention
-    kept = widths.hidden * widths.norms + widths.queries + 2 * widths.keys + 2 * layer.intermediate
-    attention = (2 * widths.queries + widths.keys) * size + 4 * widths.heads if cpu else 0
+        shared = 2 * layer.queries if layer.keys < layer.queries else 0
+        attention = (layer.keys + shared) * size + size + 1 if cpu else 0
+        return (widths.hidden + 2 * layer.keys) * size + 4 + attention
+    kept = widths.hidden * widths.norms + layer.queries + 2 * layer.keys + 2 * layer.intermediate
+    attention = (2 * layer.queries + layer.keys) * size + 4 * layer.heads if cpu else 0
     return kept * size + 4 * widths.norms + attention

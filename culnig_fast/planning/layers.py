@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,9 +25,11 @@ from culnig_fast.roles import kv_heads
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Columns of one layer's MLP; a layer has either a dense one or experts.
+    """Columns of one layer's attention and MLP; a layer has either a dense MLP or experts.
 
     Attributes:
+        queries, keys: columns of q, and of k and of v.
+        heads: of q.
         intermediate: of the dense MLP; 0 where there are experts.
         gated: whether the dense MLP is.
         experts: routed experts, 0 where there are none.
@@ -37,6 +39,9 @@ class LayerShape:
         idle: weights that a token does not pass: those of the experts that it is not routed to.
     """
 
+    queries: int
+    keys: int
+    heads: int
     intermediate: int = 0
     gated: bool = True
     experts: int = 0
@@ -46,7 +51,9 @@ class LayerShape:
     idle: int = 0
 
     def of(self, module_name: str) -> int:
-        """Neurons of an MLP module; 0 where the layer has none."""
+        """Neurons of a module; 0 where the layer has none."""
+        if module_name in ATTENTION_MODULES:
+            return self.queries if module_name == "self_attn.q_proj" else self.keys
         if module_name in SHARED_MODULES:
             return self.shared
         if module_name in EXPERT_MODULES:
@@ -64,16 +71,11 @@ class Widths:
     """Columns of the layers' parts; `norms` counts a layer's norms of the hidden state."""
 
     hidden: int
-    queries: int
-    keys: int
-    heads: int
     norms: int
     layers: tuple[LayerShape, ...]
 
     def of(self, module_name: str) -> int:
         """Neurons of a module in all layers; 0 where the model has none."""
-        if module_name in ATTENTION_MODULES:
-            return len(self.layers) * (self.queries if module_name == "self_attn.q_proj" else self.keys)
         return sum(layer.of(module_name) for layer in self.layers)
 
 
@@ -89,29 +91,37 @@ def widths_of(model: Any, layers: nn.ModuleList, mixtures: Sequence[Mixture | No
         CulnigError: a weight matrix of a layer belongs to no part that is known.
     """
     config = model.config.get_text_config(decoder=True)
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    queries, keys = heads * head_dim, kv_heads(config) * head_dim
-    declared = [getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner")]
-    intermediate = next((value for value in declared if isinstance(value, int)), 4 * hidden)
-    attention = hidden * (2 * queries + 2 * keys)
+    hidden = config.hidden_size
     active = _active(model, config, mixtures)
     shapes = []
-    for layer, mixture in zip(layers, mixtures, strict=True):
+    for index, (layer, mixture) in enumerate(zip(layers, mixtures, strict=True)):
+        named = _of_layer(config, index)
+        heads = named.num_attention_heads
+        head_dim = getattr(named, "head_dim", None) or hidden // heads
+        attention = LayerShape(heads * head_dim, kv_heads(named) * head_dim, heads)
+        shape: LayerShape | None
         if mixture is None:
+            declared = [getattr(named, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner")]
+            intermediate = next((value for value in declared if isinstance(value, int)), 4 * hidden)
             shape, what = _dense(layer, hidden, attention, intermediate), f"one MLP of {intermediate}"
         else:
             shape = _routed(layer, mixture, hidden, attention, active)
             what = f"experts ({mixture.path}) with at most one shared MLP beside them"
         if shape is None:
             raise CulnigError(
-                f"the layers of {type(model).__name__} ({type(layer).__name__}) are no attention of {queries} + 2 × "
-                f"{keys} columns and {what}, so their neurons cannot be told from the "
-                "configuration; `culnig-fast info` looks at the weights themselves"
+                f"the layers of {type(model).__name__} ({type(layer).__name__}) are no attention of "
+                f"{attention.queries} + 2 × {attention.keys} columns and {what}, so their neurons cannot be told from "
+                "the configuration; `culnig-fast info` looks at the weights themselves"
             )
         shapes.append(shape)
     norms = sum(list(p.shape) == [hidden] for m in layers[0].modules() for p in _norm_weights(m))
-    return Widths(hidden, queries, keys, heads, norms, tuple(shapes))
+    return Widths(hidden, norms, tuple(shapes))
+
+
+def _of_layer(config: Any, index: int) -> Any:
+    """What a configuration names for one layer: some name heads or sizes layer by layer, and refuse to name one."""
+    each = getattr(config, "per_layer_config", None)
+    return config if each is None else each[index]
 
 
 def mixtures_of(model: Any, layers: nn.ModuleList) -> list[Mixture | None]:
@@ -142,16 +152,21 @@ def _mixture(layer: nn.Module, hidden: int) -> Mixture | None:
     return Mixture(FusedExperts(module, path, known[0]), module, path, block, hidden)
 
 
-def _dense(layer: nn.Module, hidden: int, attention: int, intermediate: int) -> LayerShape | None:
+def _dense(layer: nn.Module, hidden: int, attention: LayerShape, intermediate: int) -> LayerShape | None:
     shapes = [shape for module in layer.modules() if (shape := linear_shape(module)) is not None]
     matrices = sum(p.numel() for p in layer.parameters() if p.dim() >= 2)
-    parts = (matrices - attention) / (hidden * intermediate)
+    parts = (matrices - _weights(attention, hidden)) / (hidden * intermediate)
     if sum(inputs * outputs for inputs, outputs in shapes) != matrices or parts not in (2, 3):
         return None
-    return LayerShape(intermediate=intermediate, gated=parts == 3)
+    return replace(attention, intermediate=intermediate, gated=parts == 3)
 
 
-def _routed(layer: nn.Module, mixture: Mixture, hidden: int, attention: int, active: int) -> LayerShape | None:
+def _weights(attention: LayerShape, hidden: int) -> int:
+    """Of q, k, v and o."""
+    return hidden * (2 * attention.queries + 2 * attention.keys)
+
+
+def _routed(layer: nn.Module, mixture: Mixture, hidden: int, attention: LayerShape, active: int) -> LayerShape | None:
     skipped = mixture.skipped(layer)
     linears = {path: shape for path, module in layer.named_modules() if (shape := linear_shape(module)) is not None}
     left = {path: shape for path, shape in linears.items() if not any(lies_under(path, other) for other in skipped)}
@@ -162,12 +177,12 @@ def _routed(layer: nn.Module, mixture: Mixture, hidden: int, attention: int, act
     outside = sum(inputs * outputs for path, (inputs, outputs) in left.items() if not lies_under(path, mixture.block))
     shared = _gated(beside, hidden) if beside else 0
     width = _expert_width(mixture, hidden)
-    fits = outside == attention and outside + 3 * hidden * (shared or 0) == matrices
+    fits = outside == _weights(attention, hidden) and outside + 3 * hidden * (shared or 0) == matrices
     if shared is None or width is None or not fits:
         return None
     held = sum(parameter.numel() for parameter in mixture.module.parameters())
     idle = held - held * active // mixture.experts.count
-    return LayerShape(experts=mixture.experts.count, width=width, active=active, shared=shared, idle=idle)
+    return replace(attention, experts=mixture.experts.count, width=width, active=active, shared=shared, idle=idle)
 
 
 def _expert_width(mixture: Mixture, hidden: int) -> int | None:
@@ -198,10 +213,10 @@ def _active(model: Any, config: Any, mixtures: Sequence[Mixture | None]) -> int:
     Raises:
         CulnigError: experts that are called otherwise, or neither says.
     """
-    first = next((mixture for mixture in mixtures if mixture is not None), None)
+    index, first = next(((i, mixture) for i, mixture in enumerate(mixtures) if mixture is not None), (0, None))
     if first is None:
         return 0
-    declared = getattr(config, "num_experts_per_tok", None)
+    declared = getattr(_of_layer(config, index), "num_experts_per_tok", None)
     seen: tuple[Any, ...] = ()
     if isinstance(first.experts, FusedExperts):
         seen = _call_of(model, first.module)

@@ -198,7 +198,7 @@ def seconds(made: Plan, widths: Widths, head: int, flops: float, tokens: float, 
     forward and four backward, over half of the positions on average as later ones are not seen.
     """
     weights = 4.0 * (made.active_parameters * tokens + head * tokens / length)
-    attention = 12.0 * made.layers * widths.queries * (length + 1) / 2 * tokens
+    attention = 12.0 * sum(layer.queries for layer in widths.layers) * (length + 1) / 2 * tokens
     total = weights + attention
     return {
         "tokens": tokens,

@@ -23,8 +23,8 @@ SAME = ("reduction", "padding", "positions")
 def check_tables(
     neur: ScoreTable | DeviceTable, control: ScoreTable | DeviceTable | None, surface: ScoreTable | DeviceTable | None
 ) -> None:
-    """Raise CulnigError unless all have the same neurons and some samples and were scored alike, neur and control equal
-    groups."""
+    """Raise CulnigError unless all have the same neurons and some samples, were scored alike and as what they are given
+    as, and neur and control have equal groups."""
     tables = [(n, t) for n, t in (("neur", neur), ("control", control), ("surface", surface)) if t is not None]
     check_same_layout(tables)  # type: ignore[arg-type]  # a DeviceTable has a layout too
     for name, table in tables[1:]:
@@ -40,12 +40,25 @@ def check_tables(
                     f"the neur scores have {choice} {one!r}, the {name} scores {other!r}; score both with the same"
                 )
     for name, table in tables:
+        _check_kind(name, table.metadata.get("control"))
+    for name, table in tables:
         if table.n_samples < 1:
             raise CulnigError(f"the {name} scores hold no samples; score at least one question")
     if control is not None and set(control.groups) != set(neur.groups):
         odd = sorted(set(control.groups) ^ set(neur.groups))[0]
         where = "neur" if odd in neur.groups else "control"
         raise CulnigError(f"group {odd!r} is only in the {where} scores; score the control prompts of the same rows")
+
+
+def _check_kind(name: str, is_control: Any) -> None:
+    """Raise CulnigError for a table that says of itself that it is another kind; tables from elsewhere say nothing."""
+    if is_control is False and name == "control":
+        raise CulnigError(
+            "the control scores were not scored as a control set; give those of the prompts without what is asked, "
+            "scored with --split control or --control (in Python control=True)"
+        )
+    if is_control is True and name != "control":
+        raise CulnigError(f"the {name} scores are a control set's; give a table of questions that ask something")
 
 
 def check_every_group(neur: ScoreTable | DeviceTable, control: ScoreTable | DeviceTable | None) -> None:

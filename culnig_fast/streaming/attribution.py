@@ -15,6 +15,8 @@ from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError, Interrupted
 from culnig_fast.models import DTYPES, load_tokenizer, local_folder
+from culnig_fast.neurons import named_modules
+from culnig_fast.prompt_limits import check_encoded
 from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
 from culnig_fast.running.checkpoint import Checkpoint, Progress
@@ -81,13 +83,14 @@ def attribute_streamed(
         raise CulnigError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     folder = local_folder(str(name), trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code) if tokenizer is None else tokenizer
-    encoded = encode_questions(tokenizer, list(questions), on_unusable)
+    encoded = encode_questions(tokenizer, questions, on_unusable)
     chosen = choose_positions(positions, tokenizer, encoded)
     groups, membership = table_rows([question.group for question in encoded.questions], resamples, seed)
     samples = Samples.of(encoded, membership, chosen, control and clamp_control, batch_size)
     streamed = open_streamed(folder, dtype=dtype, device=_device(device), trust_remote_code=trust_remote_code)
+    check_encoded(streamed.architecture.model, encoded)
     options: dict[str, Any] = {
-        "sites": None if sites is None else tuple(sites),
+        "sites": named_modules(sites),
         "reduction": reduction,
         "padding": padding,
         "backend": backend,

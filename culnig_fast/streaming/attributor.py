@@ -172,7 +172,7 @@ class StreamedAttributor(Attributor):
                 gradient = one.end if last else states.get(index + 1, number)
                 with torch.enable_grad():
                     value = _Arriving.apply(run(leaf, one.calls[index]), gradient)
-                self.backward(value, weight=one.weight, group=one.group, clamp_below_zero=clamp_below_zero)
+                self._go_back(value, one.weight, one.group, clamp_below_zero)
                 if last:
                     one.end = None
                 if index:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from culnig_fast.errors import CulnigError
+from culnig_fast.errors import CulnigError, CulnigWarning
 
 ANSWER_PREFIX = '{"answer_choice":"'
 """Begins the model's answer, so that the next token is the option's label (CULNIG, section 4)."""
+
+_PLAIN: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Tokenizers without a template of which that was said."""
 
 _ANY_MESSAGE = "Any message at all"
 """Rendered to see what a template puts around a message; its words stand in no template."""
@@ -24,8 +30,12 @@ def render(tokenizer: Any, message: str, answer_prefix: str = ANSWER_PREFIX) -> 
 
     Raises:
         CulnigError: the chat template cannot render a single user message.
+
+    Warns:
+        CulnigWarning: there is no template; once for a tokenizer.
     """
     if not getattr(tokenizer, "chat_template", None):
+        _say_plain(tokenizer)
         return f"{message}\n{answer_prefix}"
     try:
         text = tokenizer.apply_chat_template(
@@ -40,6 +50,19 @@ def render(tokenizer: Any, message: str, answer_prefix: str = ANSWER_PREFIX) -> 
             "repair it, or set tokenizer.chat_template to None for plain text"
         ) from error
     return f"{text}{answer_prefix}"
+
+
+def _say_plain(tokenizer: Any) -> None:
+    if tokenizer in _PLAIN:
+        return
+    with contextlib.suppress(TypeError):  # somebody's own class may not be one that can be remembered
+        _PLAIN.add(tokenizer)
+    warnings.warn(
+        "this tokenizer has no chat template, so its model sees the messages as plain text; for one that was trained "
+        "on chats set tokenizer.chat_template, or add chat_template.jinja to its folder",
+        CulnigWarning,
+        stacklevel=3,
+    )
 
 
 def chat_frame(tokenizer: Any) -> tuple[str, str]:

@@ -180,3 +180,24 @@ def test_what_does_not_fit_leaves_no_traceback_on_the_screen(tmp_path: Path, mon
     monkeypatch.setattr(log, "handlers", [handler])
     assert plan(str(tmp_path)).activations.taps is None
     assert not logged
+
+
+def test_layers_may_differ_in_their_heads(tmp_path: Path) -> None:
+    """Gemma 4 names a head's width layer by layer, and its configuration refuses to name one for all."""
+    if not hasattr(transformers, "Gemma4TextConfig"):
+        pytest.skip("this transformers has no Gemma 4")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.Gemma4TextConfig(
+        **sizes, num_key_value_heads=2, head_dim=8, global_head_dim=16, vocab_size=64, hidden_size_per_layer_input=0,
+        layer_types=["sliding_attention", "full_attention"], vocab_size_per_layer_input=64, num_kv_shared_layers=0,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    made = plan(str(tmp_path), dtype="float32", flops=1e12, tokens=1000, length=9)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    expected = {s["module_name"]: s["total"] for s in discover(model).describe()["sites"]}
+    assert expected["self_attn.q_proj"] == 4 * (8 + 16)
+    assert made.neurons == {name: expected[name] for name in made.neurons}
+    assert made.scored == discover(model).layout().size
+    assert made.time is not None
+    attention = 12.0 * expected["self_attn.q_proj"] * (9 + 1) / 2 * 1000
+    assert made.time["attention_share"] * made.time["operations"] == pytest.approx(attention)

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import random
+import warnings
 
 import pytest
 from small_tokenizers import BOS_TEMPLATE, CHAT_TEMPLATE, byte_level
 
-from culnig_fast.errors import CulnigError
+from culnig_fast.errors import CulnigError, CulnigWarning
 from culnig_fast.tasks.prompts import option_lines, render, seeded, shuffled
 
 
 def test_without_a_chat_template_the_prefix_follows_on_a_new_line() -> None:
     assert render(byte_level(), "Which?\n\nAnswer:") == 'Which?\n\nAnswer:\n{"answer_choice":"'
     assert render(byte_level(), "Which?", "(") == "Which?\n("
+
+
+def test_plain_text_is_said_once_a_tokenizer() -> None:
+    """In a program that shows every warning too."""
+    tokenizer = byte_level()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for text in ("Which?", "What?"):
+            render(tokenizer, text)
+        render(byte_level(chat_template=CHAT_TEMPLATE), "Which?")
+        assert [str(one.message)[:35] for one in said] == ["this tokenizer has no chat template"]
+        assert said[0].category is CulnigWarning
+        render(byte_level(), "Which?")
+        assert len(said) == 2
 
 
 def test_the_chat_template_is_applied_with_generation_prompt_and_without_thinking() -> None:

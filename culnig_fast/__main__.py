@@ -1,0 +1,5 @@
+"""`python -m culnig_fast`."""
+
+from culnig_fast.cli import main
+
+main()
