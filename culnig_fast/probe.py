@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -203,7 +203,8 @@ def far_inputs(model: Any, vocabulary: int, device: torch.device) -> dict[str, t
     Where rotations change with the longest position of a run, they stand before that.
     """
     text = model.config.get_text_config(decoder=True)
-    end = rotation_limit(text) or getattr(text, "max_position_embeddings", None) or FAR_TOKENS
+    limit = rotation_limit(text)
+    end = getattr(text, "max_position_embeddings", None) or FAR_TOKENS if limit is None else limit.positions
     count = min(FAR_TOKENS, end)
     inputs = {"input_ids": _tokens(count, vocabulary, device)}
     if "position_ids" in inspect.signature(model.forward).parameters:
@@ -215,21 +216,28 @@ def _tokens(count: int, vocabulary: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(3, 3 + count, device=device) % vocabulary)[None]
 
 
-def rotation_limit(config: Any) -> int | None:
-    """Positions of a text configuration up to which its rotations are the same in every run; None without a limit.
+class RotationLimit(NamedTuple):
+    """Up to how many positions a model's rotations are the same in every run, and of what kind they are."""
+
+    positions: int
+    kind: str
+
+
+def rotation_limit(config: Any) -> RotationLimit | None:
+    """The least one of a text configuration's rotations; None without a limit.
 
     `dynamic` and `longrope` choose their frequencies by the longest position of a run, pads included.
     """
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    limits = [
-        kind.get("original_max_position_embeddings")
-        or getattr(config, "original_max_position_embeddings", None)
-        or getattr(config, "max_position_embeddings", None)
-        for kind in kinds
-        if kind.get("rope_type", kind.get("type")) in ("dynamic", "longrope")
-    ]
-    return min((limit for limit in limits if limit), default=None)
+    found = []
+    for rotation in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        kind = rotation.get("rope_type", rotation.get("type"))
+        positions = rotation.get("original_max_position_embeddings")
+        for name in ("original_max_position_embeddings", "max_position_embeddings"):
+            positions = positions or getattr(config, name, None)
+        if kind in ("dynamic", "longrope") and positions:
+            found.append(RotationLimit(positions, kind))
+    return min(found, default=None)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""Whether a model can look up every token and position of some prompts.
+"""Whether a model can look up every token and position of some prompts, and rotates each as it would by itself.
 
 On a CPU a look-up beyond a table is an `IndexError` in the middle of a run; on a GPU it ends the process's use of the
-card.
+card. Rotations that change with the longest prompt of a run would make a sample's score depend on its company.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.probe import rotation_limit
 from culnig_fast.questions import EncodedQuestions, Question
 
 _TABLES = ("embed_positions", "pos_encoding")
@@ -44,8 +45,8 @@ def check_prompts(model: Any, questions: Sequence[Question], token_ids: Sequence
         more: tokens that the model reads behind each.
 
     Raises:
-        CulnigError: a token lies beyond the embedding, or a prompt is longer than the table of positions; names the
-            question.
+        CulnigError: a token lies beyond the embedding, a prompt is longer than the table of positions, or its rotations
+            are not those of the others; names the question.
     """
     rows, positions = _rows(model), min(_positions(model), default=None)
     for question, tokens in zip(questions, token_ids, strict=True):
@@ -60,6 +61,24 @@ def check_prompts(model: Any, questions: Sequence[Question], token_ids: Sequence
                 f"the prompt of question {question.id!r} has {len(tokens)} tokens{new}, but {type(model).__name__} "
                 f"knows {positions} positions; shorten it, or leave it out"
             )
+    _check_rotations(model, questions, [len(tokens) + more for tokens in token_ids])
+
+
+def _check_rotations(model: Any, questions: Sequence[Question], lengths: Sequence[int]) -> None:
+    limit = rotation_limit(model.config.get_text_config(decoder=True))
+    if limit is None or max(lengths) <= limit.positions:
+        return
+    question = questions[lengths.index(max(lengths))]
+    if limit.kind == "dynamic":
+        raise CulnigError(
+            f"question {question.id!r} has {max(lengths)} tokens, and beyond {limit.positions} the rotations of "
+            f"{type(model).__name__} depend on what ran before ('dynamic'); shorten it, or leave it out"
+        )
+    if min(lengths) <= limit.positions:
+        raise CulnigError(
+            f"question {question.id!r} has {max(lengths)} tokens, and beyond {limit.positions} {type(model).__name__} "
+            "rotates all prompts that run together otherwise ('longrope'); ask the longer questions by themselves"
+        )
 
 
 def _rows(model: Any) -> int:

@@ -70,7 +70,7 @@ def test_everything_that_asks_refuses_by_name(asking: str) -> None:
     run = ASKING[asking]
     model = TABLES["gpt2"]().eval()
     run(model, [SHORT])
-    with pytest.raises(cf.CulnigError, match=r"question 'long' has 30 tokens.* knows 12 positions; shorten it"):
+    with pytest.raises(cf.CulnigError, match=r"question 'long' has 3[01] tokens.* knows 12 positions; shorten it"):
         run(model, [SHORT, LONG])
     small = families.build("llama")
     small.resize_token_embeddings(20, mean_resizing=False)
@@ -98,5 +98,40 @@ def test_room_for_the_answer_counts() -> None:
 
 def test_streamed_scoring_too(tmp_path: Path) -> None:
     TABLES["gpt2"]().save_pretrained(tmp_path)
-    with pytest.raises(cf.CulnigError, match=r"question 'long' has 30 tokens"):
+    with pytest.raises(cf.CulnigError, match=r"question 'long' has 3[01] tokens"):
         cf.attribute_streamed(tmp_path, TOKENIZER, [SHORT, LONG], progress=False)
+
+
+def rotating(kind: str) -> Any:
+    """A model whose rotations change at 12 positions."""
+    if kind == "dynamic":
+        config = {**families.LISTED["llama"]().to_dict(), "max_position_embeddings": 12}
+        rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+        return tf.AutoModelForCausalLM.from_config(tf.LlamaConfig(**{**config, "rope_parameters": rope})).eval()
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 5.0, 6.0, 7.0], "original_max_position_embeddings": 12}
+    config = {**families.LISTED["phi3"]().to_dict(), "original_max_position_embeddings": 12}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    return tf.AutoModelForCausalLM.from_config(tf.Phi3Config(**{**config, "rope_parameters": rope})).eval()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("name", ASKING)
+def test_prompts_that_would_turn_each_other_are_refused(name: str, kind: str) -> None:
+    """Beside a longer one the shorter prompt's rotations are others than by itself."""
+    model = rotating(kind)
+    with pytest.raises(cf.CulnigError, match=rf"question 'long' has 3[01] tokens, and beyond 12 .*'{kind}'"):
+        ASKING[name](model, [SHORT, LONG])
+    ASKING[name](model, [SHORT])
+    if kind == "longrope":
+        ASKING[name](model, [LONG])
+    else:
+        with pytest.raises(cf.CulnigError, match="leave it out"):
+            ASKING[name](model, [LONG])
+
+
+def test_scores_after_a_longer_run_are_those_before() -> None:
+    model = rotating("longrope")
+    first = cf.attribute(model, TOKENIZER, [SHORT], progress=False)
+    cf.attribute(model, TOKENIZER, [LONG], progress=False)
+    again = cf.attribute(model, TOKENIZER, [SHORT], progress=False)
+    assert (again.totals == first.totals).all()
