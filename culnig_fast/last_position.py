@@ -12,6 +12,7 @@ from torch import nn
 from culnig_fast.attention import without_cudnn
 from culnig_fast.errors import CulnigError
 from culnig_fast.one_sequence import one_sequence_a_row
+from culnig_fast.uncompiled import uncompiled
 
 
 class LastPosition:
@@ -45,7 +46,7 @@ class LastPosition:
         """
         self._lengths = lengths
         try:
-            with one_sequence_a_row(), without_cudnn():
+            with one_sequence_a_row(), without_cudnn(), uncompiled():
                 logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False, **further).logits
         finally:
             self._lengths = None
@@ -87,11 +88,15 @@ def check_causal(model: Any, head: LastPosition) -> None:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout and the like off inside the block; every module's training flag as it was afterwards."""
+    """Dropout and the like off inside the block, and nothing compiled: what was compiled would run past our hooks.
+
+    Every module's training flag is as it was afterwards.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         for module in training:
             module.training = True

@@ -21,12 +21,15 @@ from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.probe import linear_shape
 from culnig_fast.quantised import device_of, why_not_plain
 from culnig_fast.tap import hook_tensor
+from culnig_fast.uncompiled import uncompiled
 from culnig_fast.wrappers import check_storable, decoder_of
 
 
 @contextlib.contextmanager
 def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Iterator[Any]:
     """Multiply the neurons' outputs by `factor` at every position inside the block; yields the model.
+
+    Inside the block `torch.compile` is without effect in this process, for compiled code looks at no hook.
 
     Args:
         model: a Hugging Face decoder, or the `Architecture` found in it; any module, with `ModuleNeurons`.
@@ -44,6 +47,7 @@ def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Ite
         return
     architecture = architecture_of(model, divided=True)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled())
         for location, columns in _columns_by_site(architecture, neurons):
             if location.experts is not None:
                 handle = location.experts.attach(

@@ -55,12 +55,15 @@ def named_by_torch(model: Any, path: str, known: Container[str]) -> tuple[str, s
 
 
 def decoder_of(model: Any) -> Any:
-    """The Hugging Face model inside a wrapper of nnsight or a bridge of TransformerLens; anything else as it is.
+    """The Hugging Face model inside a wrapper of nnsight, a bridge of TransformerLens or what torch.compile returns;
+    anything else as it is.
 
     Raises:
         CulnigError: its weights are not loaded yet, or are no longer those of the Hugging Face model.
     """
     module = unwrapped(model)
+    if type(module).__name__ == "OptimizedModule" and _comes_from(module, "torch"):
+        module = module._orig_mod
     if not _comes_from(module, "transformer_lens"):
         return module
     inside = getattr(module, "original_model", None)

@@ -19,6 +19,7 @@ from culnig_fast.finetuning.data import TrainingSet, answer_loss, collate
 from culnig_fast.finetuning.low_rank import low_rank
 from culnig_fast.finetuning.options import TrainingOptions
 from culnig_fast.finetuning.traces import without_traces
+from culnig_fast.uncompiled import uncompiled
 
 _LOGGED = 10
 """Updates between two entries of the loss."""
@@ -81,7 +82,7 @@ def train_modules(
     head = model.get_output_embeddings()
     set_seed(seed)
     try:
-        with without_traces(model), _trainable(model, names, options) as trained:
+        with uncompiled(), without_traces(model), _trainable(model, names, options) as trained:
             bar = _Progress(not progress)
             trainer = _trainer(trained, head, data, options, seed, folder, bar)
             try:

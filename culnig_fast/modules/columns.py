@@ -16,6 +16,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.modules.neurons import ModuleNeurons
 from culnig_fast.modules.sites import ModuleSite, as_it_was, neurons_last, resolve_sites
 from culnig_fast.tap import hook_tensor
+from culnig_fast.uncompiled import uncompiled
 from culnig_fast.wrappers import unwrapped
 
 Numbers = float | Sequence[float] | np.ndarray | torch.Tensor
@@ -89,6 +90,7 @@ def changed(parts: Sequence[Columns], change: Change) -> Iterator[set[Columns]]:
         return as_it_was(part.site, change(part, part.last(tensor)), tensor.shape)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled())
         for part in parts:
             stack.callback(hook_tensor(part.module, part.site.side, partial(hook, part)).remove)
         yield reached
