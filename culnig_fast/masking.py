@@ -88,7 +88,8 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
         the edited model.
 
     Raises:
-        CulnigError: as `scaled`; or weights that are quantised or shared between modules, or a model inside a bridge.
+        CulnigError: as `scaled`; or weights that are quantised, offloaded or shared between modules, or a model inside a
+            bridge.
     """
     given: Any = neurons
     if isinstance(given, ModuleNeurons):
@@ -103,6 +104,11 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
             raise CulnigError(
                 f"{location.module_path} is quantised ({kind}) and cannot be edited; load the model unquantised, or "
                 "use suppress() or enhance()"
+            )
+        if any(weight.is_meta for weight in _weights(location)):
+            raise CulnigError(
+                f"{location.module_path} is offloaded, so an edit of its weights would be lost; load the model without "
+                "device_map, or use suppress() or enhance()"
             )
         if any(id(weight) in shared for weight in _weights(location)):
             raise CulnigError(
@@ -142,7 +148,7 @@ def _columns_by_site(architecture: Architecture, neurons: NeuronSet) -> list[tup
 
 def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.Tensor:
     """Factors for the whole tensor, 1 where nothing changes; on the module's device from the start."""
-    device = device_of(location.module)
+    device = _device(location)
     shape = linear_shape(location.module)
     if shape is None:
         raise CulnigError(f"{location.module_path} is no linear projection")
@@ -152,6 +158,12 @@ def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.T
     scale = torch.ones(width, device=device)
     scale[torch.tensor(columns, dtype=torch.int64, device=device) + location.columns.start] = factor
     return scale
+
+
+def _device(location: SiteLocation) -> torch.device:
+    device = device_of(location.module)
+    # Weights that are fetched when their layer runs are on no device until then.
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _multiplied(scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -177,7 +189,7 @@ def _expert_scale(location: SiteLocation, columns: list[int], factor: float) -> 
     scale = torch.ones(location.experts.count, location.experts.columns(location.part, location.tensor))
     experts, places = torch.tensor(_expert_columns(location, columns)).T
     scale[experts, places] = factor
-    scale = scale.to(device_of(location.module))
+    scale = scale.to(_device(location))
     return lambda values, routing: values * scale.to(values)[routing.experts]
 
 

@@ -81,6 +81,17 @@ def decoder_of(model: Any) -> Any:
     return inside
 
 
+def input_device(model: Any) -> Any:
+    """Where a model takes its tokens: where its embedding is; CulnigError when that is fetched only while it runs."""
+    weight = model.get_input_embeddings().weight
+    if weight.is_meta:
+        raise CulnigError(
+            f"the embedding of {type(model).__name__} is offloaded, so that its weights are on no device between two "
+            "runs; load the model with a device_map that keeps the embedding on the CPU or on a GPU"
+        )
+    return weight.device
+
+
 def check_storable(model: Any) -> None:
     """CulnigError for a model whose layers a bridge has replaced by its own, which no checkpoint can hold."""
     if any(_comes_from(module, "transformer_lens") for module in model.modules()):
