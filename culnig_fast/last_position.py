@@ -30,6 +30,7 @@ class LastPosition:
     def __init__(self, model: Any, head: nn.Module) -> None:
         self.model = model
         self._lengths: torch.Tensor | None = None
+        self._tokens = 0
         self._handle = head.register_forward_pre_hook(self._gather)
 
     def logits(self, input_ids: torch.Tensor, lengths: torch.Tensor, **further: torch.Tensor) -> torch.Tensor:
@@ -43,8 +44,11 @@ class LastPosition:
         Returns:
             [batch, vocabulary] logits of the last real position, in float32 (float64 in a float64 model): softmax
             and its gradient in bf16 are 20 % off at P = 0.99 and 0 from P = 0.999.
+
+        Raises:
+            CulnigError: the head gets another number of positions than the model was given.
         """
-        self._lengths = lengths
+        self._lengths, self._tokens = lengths, input_ids.shape[1]
         try:
             with one_sequence_a_row(), without_cudnn(), uncompiled():
                 logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False, **further).logits
@@ -63,6 +67,12 @@ class LastPosition:
         hidden = args[0]
         if hidden.shape[1] == 1:  # one token a sample, or the last layer was cut to its last position
             return None
+        if hidden.shape[1] != self._tokens:
+            raise CulnigError(
+                f"{type(self.model).__name__} hands {hidden.shape[1]} positions to its head for {self._tokens} tokens, "
+                "so the last token's cannot be told; give the model without what adds or drops tokens (the virtual "
+                "tokens of prompt tuning)"
+            )
         last = (self._lengths.to(hidden.device) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
         return (hidden.gather(1, last), *args[1:])
 

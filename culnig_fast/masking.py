@@ -88,8 +88,8 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
         the edited model.
 
     Raises:
-        CulnigError: as `scaled`; or weights that are quantised, offloaded or shared between modules, or a model inside a
-            bridge.
+        CulnigError: as `scaled`; or weights that are quantised, offloaded or shared between modules, or a model inside
+            a bridge.
     """
     given: Any = neurons
     if isinstance(given, ModuleNeurons):

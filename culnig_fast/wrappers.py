@@ -59,11 +59,19 @@ def decoder_of(model: Any) -> Any:
     anything else as it is.
 
     Raises:
-        CulnigError: its weights are not loaded yet, or are no longer those of the Hugging Face model.
+        CulnigError: its weights are not loaded yet, or are no longer those of the Hugging Face model; or PEFT puts
+            virtual tokens before the prompt's.
     """
     module = unwrapped(model)
     if type(module).__name__ == "OptimizedModule" and _comes_from(module, "torch"):
         module = module._orig_mod
+    adapter = getattr(module, "active_peft_config", None) if _comes_from(module, "peft") else None
+    if getattr(adapter, "is_prompt_learning", False):
+        raise CulnigError(
+            f"{type(module).__name__} puts virtual tokens before every prompt ({type(adapter).__name__}), and "
+            "positions are those of the prompt; give the model under it (get_base_model()), or merge adapters that "
+            "can be"
+        )
     if not _comes_from(module, "transformer_lens"):
         return module
     inside = getattr(module, "original_model", None)
