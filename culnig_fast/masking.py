@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Ite
         model: a Hugging Face decoder, or the `Architecture` found in it; any module, with `ModuleNeurons`.
         neurons: any set; its neurons are checked against the model before anything is hooked, but columns of
             `ModuleNeurons`, whose number is known when the model runs.
-        factor: 0 suppresses, 2 enhances.
+        factor: 0 suppresses, also what is infinite or NaN; 2 enhances.
 
     Raises:
         CulnigError: the model has no such module, layer or column, or its structure cannot be resolved.
@@ -55,8 +54,8 @@ def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Ite
                 )
                 stack.callback(handle.remove)
                 continue
-            scale = _scale(location, columns, factor)
-            handle = hook_tensor(location.module, location.tensor, partial(_multiplied, scale))
+            change = _change(_scale(location, columns, factor), factor)
+            handle = hook_tensor(location.module, location.tensor, change)
             stack.callback(handle.remove)
         yield architecture.model
 
@@ -166,8 +165,12 @@ def _device(location: SiteLocation) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _multiplied(scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return value * scale.to(value)
+def _change(scale: torch.Tensor, factor: float) -> Callable[..., torch.Tensor]:
+    """Multiplies a tensor by what stands in the rows [..., K] of `scale` that an index chooses, or by all of it."""
+    if factor != 0:
+        return lambda value, rows=...: value * scale.to(value)[rows]
+    silent = scale == 0  # times 0, what is infinite or NaN is NaN
+    return lambda value, rows=...: value.masked_fill(silent.to(value.device)[rows], 0.0)
 
 
 def _weights(location: SiteLocation) -> list[nn.Parameter]:
@@ -189,12 +192,15 @@ def _expert_scale(location: SiteLocation, columns: list[int], factor: float) -> 
     scale = torch.ones(location.experts.count, location.experts.columns(location.part, location.tensor))
     experts, places = torch.tensor(_expert_columns(location, columns)).T
     scale[experts, places] = factor
-    scale = scale.to(_device(location))
-    return lambda values, routing: values * scale.to(values)[routing.experts]
+    change = _change(scale.to(_device(location)), factor)
+    return lambda values, routing: change(values, routing.experts)
 
 
 def _multiply(tensor: nn.Parameter, along: int, index: torch.Tensor, factor: float) -> None:
-    tensor.index_copy_(along, index, tensor.index_select(along, index) * factor)
+    if factor == 0:
+        tensor.index_fill_(along, index, 0.0)  # also what is infinite or NaN
+    else:
+        tensor.index_copy_(along, index, tensor.index_select(along, index) * factor)
 
 
 def _shared_parameters(model: Any) -> set[int]:
