@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from culnig_fast.attributor import Attributor
+from culnig_fast.backend import resolved
 from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError
@@ -130,6 +131,7 @@ def attribute(
             positions=chosen.rule,
             batch_size=batch_size,
             processes=world.size,
+            backend=resolved(backend, attributor.architecture.embedding.weight),
         )
         saved = Checkpoint(rank_path(checkpoint, world), facts, checkpoint_seconds)
         earlier = saved.load()

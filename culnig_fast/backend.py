@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from culnig_kernels import native, reference, validate
+from culnig_kernels import compiled, native, reference, validate
 
 from culnig_fast.errors import CulnigError
 
@@ -65,6 +65,23 @@ def resolve(backend: str) -> Operations:
         if not torch.cuda.is_available() and not validate.interpreted():
             raise CulnigError("backend 'triton' needs a CUDA device and there is none; use 'auto' or 'reference'")
     return Operations(**{field.name: _dispatch(field.name, backend, with_triton) for field in fields(Operations)})
+
+
+def resolved(backend: str, weight: torch.Tensor) -> str:
+    """What the operations of a backend run on for tensors like a model's weight: `reference`, `triton`, or `compiled`
+    with the vector instructions; other roundings are made by each.
+
+    Args:
+        backend: that `resolve` takes.
+        weight: of the model.
+    """
+    if backend == "reference" or weight.dtype == torch.float64:
+        return "reference"
+    if backend == "triton" or (weight.is_cuda and importlib.util.find_spec("triton") is not None):
+        return "triton"
+    if weight.device.type == "cpu":
+        return f"compiled ({compiled.level()})" if compiled.level() is not None else "blocks of torch"
+    return "reference"
 
 
 def _dispatch(name: str, backend: str, with_triton: bool) -> Callable[..., Any]:

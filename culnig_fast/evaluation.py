@@ -21,7 +21,7 @@ from culnig_fast.last_position import LastPosition, check_causal, evaluation_mod
 from culnig_fast.prompt_limits import check_encoded
 from culnig_fast.questions import EncodedQuestions, Question, encode_questions
 from culnig_fast.statistics import paired_bootstrap
-from culnig_fast.wrappers import decoder_of
+from culnig_fast.wrappers import decoder_of, input_device
 
 FIELDS = ("id", "group", "answer", "prediction", "correct", "probability")
 _KINDS: dict[str, type] = {"correct": bool, "probability": float}
@@ -152,7 +152,7 @@ def prepare(
     encoded = encode_questions(tokenizer, questions, on_unusable)
     model = decoder_of(model)
     check_encoded(model, encoded)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     return Prepared(encoded, tuple(plan_batches([len(tokens) for tokens in encoded.token_ids], budget)))
 
@@ -184,7 +184,7 @@ def evaluate(
     if not isinstance(questions, Prepared):
         questions = prepare(model, tokenizer, questions, batch_tokens=batch_tokens, on_unusable=on_unusable)
     encoded, batches = questions.encoded, questions.batches
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     answers = torch.tensor(encoded.answers)
     chosen, gold = [], []
     head = LastPosition(model, model.get_output_embeddings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -27,13 +28,17 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _PLAIN = frozenset(" _-.,'()&+")
 _LONGEST_NAME = 150
 
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV}
+"""What file systems without hard links answer."""
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it when the block ends without an error.
 
     A killed process or a full disk leaves `path` as it was. The data is flushed to disk before the rename, so a
-    power cut cannot leave an empty file under the final name either.
+    power cut cannot leave an empty file under the final name either. A link is replaced and not followed: it may lead
+    to a file that nobody named.
 
     Raises:
         CulnigError: `path` exists and `overwrite` is false, its folder is missing or cannot be written, or the
@@ -48,7 +53,10 @@ def atomic_write(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             # mkstemp creates files that only their owner reads; the result has what the umask grants any other file.
             temporary.chmod(0o666 & ~_umask())
             refuse_existing(path, overwrite)
-            temporary.replace(path)
+            if overwrite:
+                temporary.replace(path)
+            else:
+                _put_new(temporary, path)
         except Exception as error:
             _say_not_written(path, error)
             raise
@@ -64,7 +72,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     refuse_existing(path, overwrite=False)
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_PART, dir=path.parent))
     except OSError as error:
         raise CulnigError(
             f"cannot write {path}: {error.strerror} in folder {path.parent}; create it or choose another output path"
@@ -73,7 +81,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         refuse_existing(path, overwrite=False)
-        temporary.rename(path)
+        _put_new_folder(temporary, path)
     except Exception as error:
         _say_not_written(path, error)
         raise
@@ -106,8 +114,7 @@ def file_name(text: str) -> str:
         return "%"
     if len(name.encode()) <= _LONGEST_NAME:
         return name
-    kept = name.encode()[: _LONGEST_NAME - 17].decode(errors="ignore")
-    return f"{kept}%{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    return _cut(name, text.encode(errors="surrogatepass"))
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
@@ -118,10 +125,7 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
     if "\0" in str(path):
         raise CulnigError(f"the output path {str(path)!r} holds a NUL character; choose another")
     if os.path.lexists(path) and not overwrite:
-        raise CulnigError(
-            f"{path} exists already; choose another output path, or have it replaced where that can be asked for "
-            "(--overwrite, in Python overwrite=True)"
-        )
+        raise _exists(path)
     if os.path.isdir(path) and not os.path.islink(path):
         raise CulnigError(f"{path} is a folder, which no file replaces; choose another output path")
 
@@ -141,7 +145,7 @@ def check_writable(path: str | Path) -> None:
 def remove_leftovers(path: str | Path, older_than: float = 0.0) -> None:
     """Remove what killed writers of `path` left beside it, untouched for `older_than` seconds: none is at work then."""
     path, now = Path(path), time.time()
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_PART}"):
+    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*{_PART}"):
         with contextlib.suppress(OSError):
             if now - leftover.stat().st_mtime >= older_than:
                 leftover.unlink()
@@ -220,7 +224,9 @@ def json_digest(value: Any) -> str:
 def _temporary(path: Path) -> Iterator[Path]:
     """An empty file beside `path`, gone after the block unless it was renamed; CulnigError when it cannot be made."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # refuses a name that is too long, which the temporary one is not
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_PART, dir=path.parent)
     except OSError as error:
         raise CulnigError(
             f"cannot write {path}: {error.strerror} in folder {path.parent}; create it or choose another output path"
@@ -231,6 +237,48 @@ def _temporary(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             Path(name).unlink(missing_ok=True)
+
+
+def _put_new(temporary: Path, path: Path) -> None:
+    """Give the file its name unless that is taken, also by another process this very moment."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise _exists(path) from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        refuse_existing(path, overwrite=False)
+        temporary.replace(path)
+
+
+def _put_new_folder(temporary: Path, path: Path) -> None:
+    """The same for a folder, which takes the place of an empty one at most."""
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise _exists(path) from error
+        raise
+
+
+def _exists(path: str | Path) -> CulnigError:
+    return CulnigError(
+        f"{path} exists already; choose another output path, or have it replaced where that can be asked for "
+        "(--overwrite, in Python overwrite=True)"
+    )
+
+
+def _prefix(path: Path) -> str:
+    """How the temporary names for a path begin; short enough for a file system where the path's own name is."""
+    name = path.name
+    return f".{name}." if len(os.fsencode(name)) <= _LONGEST_NAME else f".{_cut(name, os.fsencode(name))}."
+
+
+def _cut(name: str, hashed: bytes) -> str:
+    """A name that is too long, cut, with a hash at its end."""
+    kept = name.encode(errors="ignore")[: _LONGEST_NAME - 17].decode(errors="ignore")
+    return f"{kept}%{hashlib.sha256(hashed).hexdigest()[:16]}"
 
 
 def _flush(path: Path) -> None:

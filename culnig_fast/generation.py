@@ -17,6 +17,7 @@ from culnig_fast.evaluation import Evaluation
 from culnig_fast.last_position import evaluation_mode
 from culnig_fast.prompt_limits import check_prompts
 from culnig_fast.questions import Question, check_tokenizer, check_unique_ids, encode_prompts, listed
+from culnig_fast.wrappers import input_device
 
 Scorer = Callable[[str, str, str], float]
 """(question id, answer, prediction) → points 0…100, as `Task.score`."""
@@ -59,7 +60,7 @@ def generate(
         raise CulnigError("there are no questions; check the file, the split and the countries asked for")
     token_ids = encode_prompts(tokenizer, questions)
     check_prompts(model, questions, token_ids, more=max_new_tokens - 1)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     batches = plan_batches([len(tokens) + max_new_tokens for tokens in token_ids], budget)
     settings = _greedy(model, tokenizer, max_new_tokens)

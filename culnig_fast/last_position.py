@@ -12,6 +12,7 @@ from torch import nn
 from culnig_fast.attention import without_cudnn
 from culnig_fast.errors import CulnigError
 from culnig_fast.one_sequence import one_sequence_a_row
+from culnig_fast.uncompiled import uncompiled
 
 
 class LastPosition:
@@ -29,6 +30,7 @@ class LastPosition:
     def __init__(self, model: Any, head: nn.Module) -> None:
         self.model = model
         self._lengths: torch.Tensor | None = None
+        self._tokens = 0
         self._handle = head.register_forward_pre_hook(self._gather)
 
     def logits(self, input_ids: torch.Tensor, lengths: torch.Tensor, **further: torch.Tensor) -> torch.Tensor:
@@ -42,10 +44,13 @@ class LastPosition:
         Returns:
             [batch, vocabulary] logits of the last real position, in float32 (float64 in a float64 model): softmax
             and its gradient in bf16 are 20 % off at P = 0.99 and 0 from P = 0.999.
+
+        Raises:
+            CulnigError: the head gets another number of positions than the model was given.
         """
-        self._lengths = lengths
+        self._lengths, self._tokens = lengths, input_ids.shape[1]
         try:
-            with one_sequence_a_row(), without_cudnn():
+            with one_sequence_a_row(), without_cudnn(), uncompiled():
                 logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False, **further).logits
         finally:
             self._lengths = None
@@ -62,6 +67,12 @@ class LastPosition:
         hidden = args[0]
         if hidden.shape[1] == 1:  # one token a sample, or the last layer was cut to its last position
             return None
+        if hidden.shape[1] != self._tokens:
+            raise CulnigError(
+                f"{type(self.model).__name__} hands {hidden.shape[1]} positions to its head for {self._tokens} tokens, "
+                "so the last token's cannot be told; give the model without what adds or drops tokens (the virtual "
+                "tokens of prompt tuning)"
+            )
         last = (self._lengths.to(hidden.device) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
         return (hidden.gather(1, last), *args[1:])
 
@@ -87,11 +98,15 @@ def check_causal(model: Any, head: LastPosition) -> None:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout and the like off inside the block; every module's training flag as it was afterwards."""
+    """Dropout and the like off inside the block, and nothing compiled: what was compiled would run past our hooks.
+
+    Every module's training flag is as it was afterwards.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         for module in training:
             module.training = True

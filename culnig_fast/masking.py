@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.probe import linear_shape
 from culnig_fast.quantised import device_of, why_not_plain
 from culnig_fast.tap import hook_tensor
+from culnig_fast.uncompiled import uncompiled
 from culnig_fast.wrappers import check_storable, decoder_of
 
 
@@ -28,11 +28,13 @@ from culnig_fast.wrappers import check_storable, decoder_of
 def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Iterator[Any]:
     """Multiply the neurons' outputs by `factor` at every position inside the block; yields the model.
 
+    Inside the block `torch.compile` is without effect in this process, for compiled code looks at no hook.
+
     Args:
         model: a Hugging Face decoder, or the `Architecture` found in it; any module, with `ModuleNeurons`.
         neurons: any set; its neurons are checked against the model before anything is hooked, but columns of
             `ModuleNeurons`, whose number is known when the model runs.
-        factor: 0 suppresses, 2 enhances.
+        factor: 0 suppresses, also what is infinite or NaN; 2 enhances.
 
     Raises:
         CulnigError: the model has no such module, layer or column, or its structure cannot be resolved.
@@ -44,6 +46,7 @@ def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Ite
         return
     architecture = architecture_of(model, divided=True)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled())
         for location, columns in _columns_by_site(architecture, neurons):
             if location.experts is not None:
                 handle = location.experts.attach(
@@ -51,8 +54,8 @@ def scaled(model: Any, neurons: NeuronSet | ModuleNeurons, factor: float) -> Ite
                 )
                 stack.callback(handle.remove)
                 continue
-            scale = _scale(location, columns, factor)
-            handle = hook_tensor(location.module, location.tensor, partial(_multiplied, scale))
+            change = _change(_scale(location, columns, factor), factor)
+            handle = hook_tensor(location.module, location.tensor, change)
             stack.callback(handle.remove)
         yield architecture.model
 
@@ -84,7 +87,8 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
         the edited model.
 
     Raises:
-        CulnigError: as `scaled`; or weights that are quantised or shared between modules, or a model inside a bridge.
+        CulnigError: as `scaled`; or weights that are quantised, offloaded or shared between modules, or a model inside
+            a bridge.
     """
     given: Any = neurons
     if isinstance(given, ModuleNeurons):
@@ -99,6 +103,11 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
             raise CulnigError(
                 f"{location.module_path} is quantised ({kind}) and cannot be edited; load the model unquantised, or "
                 "use suppress() or enhance()"
+            )
+        if any(weight.is_meta for weight in _weights(location)):
+            raise CulnigError(
+                f"{location.module_path} is offloaded, so an edit of its weights would be lost; load the model without "
+                "device_map, or use suppress() or enhance()"
             )
         if any(id(weight) in shared for weight in _weights(location)):
             raise CulnigError(
@@ -138,7 +147,7 @@ def _columns_by_site(architecture: Architecture, neurons: NeuronSet) -> list[tup
 
 def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.Tensor:
     """Factors for the whole tensor, 1 where nothing changes; on the module's device from the start."""
-    device = device_of(location.module)
+    device = _device(location)
     shape = linear_shape(location.module)
     if shape is None:
         raise CulnigError(f"{location.module_path} is no linear projection")
@@ -150,8 +159,18 @@ def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.T
     return scale
 
 
-def _multiplied(scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return value * scale.to(value)
+def _device(location: SiteLocation) -> torch.device:
+    device = device_of(location.module)
+    # Weights that are fetched when their layer runs are on no device until then.
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _change(scale: torch.Tensor, factor: float) -> Callable[..., torch.Tensor]:
+    """Multiplies a tensor by what stands in the rows [..., K] of `scale` that an index chooses, or by all of it."""
+    if factor != 0:
+        return lambda value, rows=...: value * scale.to(value)[rows]
+    silent = scale == 0  # times 0, what is infinite or NaN is NaN
+    return lambda value, rows=...: value.masked_fill(silent.to(value.device)[rows], 0.0)
 
 
 def _weights(location: SiteLocation) -> list[nn.Parameter]:
@@ -173,12 +192,15 @@ def _expert_scale(location: SiteLocation, columns: list[int], factor: float) -> 
     scale = torch.ones(location.experts.count, location.experts.columns(location.part, location.tensor))
     experts, places = torch.tensor(_expert_columns(location, columns)).T
     scale[experts, places] = factor
-    scale = scale.to(device_of(location.module))
-    return lambda values, routing: values * scale.to(values)[routing.experts]
+    change = _change(scale.to(_device(location)), factor)
+    return lambda values, routing: change(values, routing.experts)
 
 
 def _multiply(tensor: nn.Parameter, along: int, index: torch.Tensor, factor: float) -> None:
-    tensor.index_copy_(along, index, tensor.index_select(along, index) * factor)
+    if factor == 0:
+        tensor.index_fill_(along, index, 0.0)  # also what is infinite or NaN
+    else:
+        tensor.index_copy_(along, index, tensor.index_select(along, index) * factor)
 
 
 def _shared_parameters(model: Any) -> set[int]:

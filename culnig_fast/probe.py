@@ -24,6 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.last_position import evaluation_mode
+from culnig_fast.wrappers import input_device
 
 TOKENS = 3
 DISTURBED = 1
@@ -250,7 +251,7 @@ def recorded_layers(
     `FAR_TOKENS` tokens, at the last positions that the model is made for.
     """
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    device = input_device(model)
     inputs = far_inputs(model, vocabulary, device) if far else {"input_ids": _tokens(TOKENS, vocabulary, device)}
 
     def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

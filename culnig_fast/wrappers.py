@@ -55,12 +55,23 @@ def named_by_torch(model: Any, path: str, known: Container[str]) -> tuple[str, s
 
 
 def decoder_of(model: Any) -> Any:
-    """The Hugging Face model inside a wrapper of nnsight or a bridge of TransformerLens; anything else as it is.
+    """The Hugging Face model inside a wrapper of nnsight, a bridge of TransformerLens or what torch.compile returns;
+    anything else as it is.
 
     Raises:
-        CulnigError: its weights are not loaded yet, or are no longer those of the Hugging Face model.
+        CulnigError: its weights are not loaded yet, or are no longer those of the Hugging Face model; or PEFT puts
+            virtual tokens before the prompt's.
     """
     module = unwrapped(model)
+    if type(module).__name__ == "OptimizedModule" and _comes_from(module, "torch"):
+        module = module._orig_mod
+    adapter = getattr(module, "active_peft_config", None) if _comes_from(module, "peft") else None
+    if getattr(adapter, "is_prompt_learning", False):
+        raise CulnigError(
+            f"{type(module).__name__} puts virtual tokens before every prompt ({type(adapter).__name__}), and "
+            "positions are those of the prompt; give the model under it (get_base_model()), or merge adapters that "
+            "can be"
+        )
     if not _comes_from(module, "transformer_lens"):
         return module
     inside = getattr(module, "original_model", None)
@@ -76,6 +87,17 @@ def decoder_of(model: Any) -> Any:
             "Hugging Face model as it was loaded, or score the bridge with culnig_fast.hooked_attributor"
         )
     return inside
+
+
+def input_device(model: Any) -> Any:
+    """Where a model takes its tokens: where its embedding is; CulnigError when that is fetched only while it runs."""
+    weight = model.get_input_embeddings().weight
+    if weight.is_meta:
+        raise CulnigError(
+            f"the embedding of {type(model).__name__} is offloaded, so that its weights are on no device between two "
+            "runs; load the model with a device_map that keeps the embedding on the CPU or on a GPU"
+        )
+    return weight.device
 
 
 def check_storable(model: Any) -> None:

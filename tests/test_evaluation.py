@@ -130,3 +130,32 @@ def test_a_missing_probability_is_valid_json_and_comes_back(tmp_path: Path) -> N
     (tmp_path / "b.jsonl").write_text(text.replace("null", "NaN"))
     for name in ("a.jsonl", "b.jsonl"):
         np.testing.assert_array_equal(Evaluation.load(tmp_path / name).probability, [np.nan, 0.5])
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_are_refused_in_a_sentence(kind: str) -> None:
+    peft = pytest.importorskip("peft", reason="the extra [train] is not installed")
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = peft.get_peft_model(families.build("llama"), config)
+    for work in (cf.evaluate, cf.attribute):
+        with pytest.raises(cf.CulnigError, match=f"puts virtual tokens before every prompt .{kind}.*get_base_model"):
+            work(model, make_tokenizer(), make_questions(3), progress=False)
+    low_rank = peft.get_peft_model(families.build("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    plain = cf.evaluate(families.build("llama"), make_tokenizer(), make_questions(3), progress=False)
+    found = cf.evaluate(low_rank, make_tokenizer(), make_questions(3), progress=False)
+    np.testing.assert_allclose(found.probability, plain.probability, rtol=1e-5)
+
+
+@pytest.mark.parametrize("added", [4, -1])
+def test_another_number_of_positions_than_tokens_is_refused(added: int) -> None:
+    model = families.build("llama")
+
+    def widened(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        shape = (*output.shape[:1], max(added, 0), *output.shape[2:])
+        return torch.cat([output.new_zeros(shape), output], 1)[:, : output.shape[1] + added]
+
+    model.model.norm.register_forward_hook(widened)
+    questions = make_questions(3)
+    tokens = max(len(make_tokenizer()(question.prompt)["input_ids"]) for question in questions)
+    with pytest.raises(cf.CulnigError, match=rf"hands {tokens + added} positions to its head for {tokens} tokens"):
+        cf.evaluate(model, make_tokenizer(), questions, progress=False)

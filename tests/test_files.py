@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.files import atomic_folder, atomic_write, check_output, read_json, write_json, write_text
+from culnig_fast.files import (
+    atomic_folder,
+    atomic_write,
+    check_output,
+    check_writable,
+    read_json,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 
 
 def test_an_error_inside_leaves_the_old_file(tmp_path: Path) -> None:
@@ -103,6 +112,56 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (out / "a").read_text() == "x"
     with pytest.raises(CulnigError, match="exists already"), atomic_folder(out):
         pass
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_writers_of_a_new_file_one_is_refused(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.txt"
+    if not links:
+
+        def refuse(*names: object) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(CulnigError, match="exists already"), atomic_write(path) as temporary:
+        temporary.write_text("second")
+        write_text(path, "first")
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_comes_at_the_last_moment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.txt"
+    # Whatever looks beforehand sees nothing: it is the naming itself that must refuse.
+    monkeypatch.setattr("culnig_fast.files.refuse_existing", lambda *a, **k: None)
+    with pytest.raises(CulnigError, match="exists already"), atomic_write(path) as temporary:
+        temporary.write_text("second")
+        path.write_text("first")
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+    folder = tmp_path / "folder"
+    with pytest.raises(CulnigError, match="exists already"), atomic_folder(folder):
+        folder.mkdir()
+        (folder / "first").touch()
+    assert list(folder.iterdir()) == [folder / "first"]
+
+
+@pytest.mark.parametrize("letter", ["n", "ü"])
+def test_a_long_name_is_written(letter: str, tmp_path: Path) -> None:
+    path = tmp_path / (letter * (250 // len(letter.encode())))
+    write_text(path, "x")
+    assert path.read_text() == "x" and list(tmp_path.iterdir()) == [path]
+    with atomic_folder(tmp_path / ("f" * 255)) as temporary:
+        assert len(os.fsencode(temporary.name)) < 200
+    with pytest.raises(RuntimeError), atomic_write(path, overwrite=True) as temporary:
+        remove_leftovers(tmp_path / (letter * (250 // len(letter.encode())) + "x"))
+        assert temporary.exists()
+        remove_leftovers(path)
+        assert not temporary.exists()
+        raise RuntimeError
+    for work in (check_writable, lambda name: write_text(name, "x")):
+        with pytest.raises(CulnigError, match="File name too long"):
+            work(tmp_path / ("n" * 256))
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,49 @@ def test_a_saved_baked_model_reloads_with_plain_transformers(family: str, tmp_pa
     cf.bake(model, neurons).save_pretrained(tmp_path)
     loader = Gemma3ForConditionalGeneration if family == "gemma3_multimodal" else AutoModelForCausalLM
     assert torch.equal(logits_of(loader.from_pretrained(tmp_path).eval()), hooked)
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("family", "site"), [("llama", "mlp.gate_proj"), ("llama", "mlp.act"), ("qwen3_moe", "mlp.experts.up_proj")]
+)
+def test_what_is_infinite_or_nan_is_silenced_too(family: str, site: str, broken: float) -> None:
+    model = families.build(family)
+    one = cf.NeuronSet((site,), [1], [7], [0.0])
+    architecture = cf.discover(model)
+    location = next(x for x in architecture.locations if (x.site.module_name, x.site.layer_idx) == (site, 1))
+    with cf.suppress(model, one):
+        expected = logits_of(model)
+    with torch.no_grad():
+        if location.experts is not None:
+            next(iter(location.experts.rows(location.part, location.tensor)))[7] = broken
+        elif location.tensor == "output":
+            location.module.weight[7] = broken
+        else:
+            model.model.layers[1].mlp.up_proj.weight[7] = broken
+    with cf.suppress(architecture, one):
+        assert torch.equal(logits_of(model), expected)
+    if location.experts is None:
+        assert not logits_of(model).isfinite().all()
+        parts = cf.ModuleNeurons.named([(location.module_path, 7 + (location.columns.start or 0), location.tensor)])
+        with cf.suppress(model, parts):
+            assert torch.equal(logits_of(model), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2_conv1d_fused", "qwen3_moe"])
+def test_baking_takes_infinite_and_nan_weights_away(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.build(family)
+    neurons = some_neurons(model)
+    architecture = cf.discover(model)
+    once, expected = copy.deepcopy(model), cf.bake(model, neurons)
+    monkeypatch.setattr("culnig_fast.masking.discover", lambda given: architecture)
+    with torch.no_grad():
+        for (_, parameter), (_, changed) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
+            parameter[parameter != changed] = float("nan")
+    baked = cf.bake(model, neurons)
+    assert not torch.equal(logits_of(model), logits_of(once))
+    for (name, got), want in zip(baked.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(got, want), name
 
 
 def test_enhance_doubles() -> None:

@@ -38,6 +38,51 @@ def test_a_model_dispatched_by_a_device_map(tmp_path: Path) -> None:
     assert np.array_equal(again.totals, table.totals)
 
 
+def offloaded(family: str, *names: str) -> Any:
+    """The family's model with some of its modules offloaded to the CPU's memory, the rest where it was."""
+    accelerate = pytest.importorskip("accelerate", reason="device_map needs accelerate")
+    model = families.build(family)
+    for name in names:
+        accelerate.cpu_offload(model.get_submodule(name), execution_device="cpu")
+    return model
+
+
+def test_interventions_reach_offloaded_layers_and_baking_is_refused() -> None:
+    model, whole = offloaded("llama", "model.layers.1"), families.build("llama")
+    assert model.model.layers[1].mlp.gate_proj.weight.is_meta
+    tokens = torch.tensor([[9, 12, 30, 5, 22]])
+    neurons = cf.NeuronSet(("mlp.gate_proj", "self_attn.v_proj", "mlp.act"), [0, 1, 1], [3, 2, 5], [0.0, 0.0, 0.0])
+    with torch.no_grad():
+        plain = whole(tokens).logits
+        with cf.suppress(whole, neurons), cf.suppress(model, neurons):
+            expected = whole(tokens).logits
+            assert torch.equal(model(tokens).logits, expected)
+    assert not torch.equal(expected, plain)
+    for in_place in (False, True):
+        with pytest.raises(cf.CulnigError, match=r"layers\.1\..* is offloaded, so an edit .*; load the model without"):
+            cf.bake(model, neurons, in_place=in_place)
+    # Of layers that are not offloaded it is done.
+    there = cf.NeuronSet(("mlp.gate_proj",), [0], [3], [0.0])
+    with torch.no_grad(), cf.suppress(whole, there):
+        assert torch.equal(cf.bake(model, there)(tokens).logits, whole(tokens).logits)
+
+
+@pytest.mark.parametrize("work", ["discover", "attribute", "evaluate", "generate"])
+def test_an_offloaded_embedding_is_refused_in_a_sentence(work: str) -> None:
+    from culnig_fast.generation import generate
+
+    model = offloaded("llama", "model.embed_tokens")
+    options: dict[str, Any] = {"progress": False}
+    calls = {
+        "discover": lambda: cf.discover(model),
+        "attribute": lambda: cf.attribute(model, TOKENIZER, QUESTIONS, **options),
+        "evaluate": lambda: cf.evaluate(model, TOKENIZER, QUESTIONS, **options),
+        "generate": lambda: generate(model, TOKENIZER, QUESTIONS, **options),
+    }
+    with pytest.raises(cf.CulnigError, match="embedding of LlamaForCausalLM is offloaded.*keeps the embedding"):
+        calls[work]()
+
+
 @pytest.mark.parametrize("way", ["two axes", "FSDP"])
 def test_weights_divided_otherwise_than_by_columns_are_refused(way: str) -> None:
     from torch import distributed as dist

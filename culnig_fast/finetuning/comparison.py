@@ -226,8 +226,9 @@ def _train(plan: Plan, choice: Choice, seed: int, out: Path, key: str, progress:
     checkpoints = out / "checkpoints" / f"{name}-{key}"
     checkpoints.mkdir(parents=True, exist_ok=True)
     with kept_weights(plan.model, choice.names):
+        # Kept until it is evaluated: who is killed there need not train it all again.
         trained = train_modules(
-            plan.model, data, choice.names, plan.options, seed=seed, folder=checkpoints, progress=progress
+            plan.model, data, choice.names, plan.options, seed=seed, folder=checkpoints, progress=progress, keep=True
         )
         files = _evaluate(plan, out / "results" / name, progress)
         if plan.save:

@@ -14,9 +14,12 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.finetuning.checkpoints import claim, last_checkpoint, remove_checkpoints, training_facts
 from culnig_fast.finetuning.data import TrainingSet, answer_loss, collate
 from culnig_fast.finetuning.low_rank import low_rank
 from culnig_fast.finetuning.options import TrainingOptions
+from culnig_fast.finetuning.traces import without_traces
+from culnig_fast.uncompiled import uncompiled
 
 _LOGGED = 10
 """Updates between two entries of the loss."""
@@ -48,10 +51,12 @@ def train_modules(
     seed: int,
     folder: Path,
     progress: bool = True,
+    keep: bool = False,
 ) -> Training:
     """Train in place, and leave the model in evaluation mode, low-rank updates merged into its weights.
 
-    Continues from the last whole checkpoint in `folder`, where there is one; to the same bits on a CPU.
+    Continues from this training's last whole checkpoint in `folder`, where there is one; to the same bits on a CPU.
+    Everything but the named weights is as it was, gradients included.
 
     Args:
         model: a Hugging Face decoder on the CPU or on the first GPU.
@@ -61,32 +66,37 @@ def train_modules(
         seed: of the order of the samples and of the low-rank factors.
         folder: for checkpoints, and for nothing else.
         progress: show a progress bar on standard error.
+        keep: leave the checkpoints when the training has finished, so that the same call need not train it all again.
 
     Raises:
-        CulnigError: a name that is not in the model, weights that cannot be trained, another GPU than the first, or a
+        CulnigError: a name that is not in the model, weights that cannot be trained, another GPU than the first, a
+            folder that holds a checkpoint of another training (other modules, options, seed, data or model), or a
             loss that is not finite. The weights may then be half-trained: see `kept_weights`.
     """
     options.check()
     _check_device(model)
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    named_parameters(model, names)
+    start = None
+    if options.save_steps or last_checkpoint(folder) is not None:
+        start = claim(folder, training_facts(model, data, names, options, seed))
     head = model.get_output_embeddings()
     set_seed(seed)
     try:
-        with _trainable(model, names, options) as trained:
+        with uncompiled(), without_traces(model), _trainable(model, names, options) as trained:
             bar = _Progress(not progress)
             trainer = _trainer(trained, head, data, options, seed, folder, bar)
             try:
-                trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+                trainer.train(resume_from_checkpoint=None if start is None else str(start))
             finally:
                 bar.close()
             count = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
             losses = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
-            return Training(trainer.state.global_step, len(data), count, tuple(losses))
+            found = Training(trainer.state.global_step, len(data), count, tuple(losses))
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
         model.eval()
+    if not keep:
+        remove_checkpoints(folder)
+    return found
 
 
 @contextlib.contextmanager
@@ -230,10 +240,3 @@ class _Progress(TrainerCallback):
     def close(self) -> None:
         """Leave the bar as it stands."""
         self.bar.close()
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the state is its last file."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from culnig_fast.fused.trace import NotFusable
+
+_own: ContextVar[bool] = ContextVar("memory of our own", default=False)
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,17 @@ def joined(projections: Sequence[nn.Linear]) -> Iterator[Joined]:
 
     A single projection stays as it is, and so do those whose rows lie one behind the other in memory already. Else
     memory beyond the weights is one projection set at a time, while they are joined and while they are taken apart.
+
+    Raises:
+        NotFusable: they would have to be moved out of memory that others may see too: other processes, or tensors of
+            the caller that view the same storage.
     """
     if len(projections) == 1:
         yield Joined(projections[0].weight.detach(), _detached(projections[0].bias))
         return
     adjacent = _adjacent([projection.weight.detach() for projection in projections])
+    if adjacent is None and not _own.get() and any(_may_be_seen(projection.weight) for projection in projections):
+        raise NotFusable("its weights lie in memory that others may see, and would have to be moved out of it")
     weight = torch.cat([projection.weight.detach() for projection in projections]) if adjacent is None else adjacent
     biases = [_detached(projection.bias) for projection in projections]
     bias = None
@@ -49,6 +60,16 @@ def joined(projections: Sequence[nn.Linear]) -> Iterator[Joined]:
             projection.weight.data = projection.weight.data.clone()
 
 
+@contextlib.contextmanager
+def own_memory() -> Iterator[None]:
+    """Inside the block the memory of all weights is the engine's, and nobody else looks at it."""
+    token = _own.set(True)
+    try:
+        yield
+    finally:
+        _own.reset(token)
+
+
 def overlapping(parameters: Iterable[nn.Parameter]) -> set[int]:
     """ids of the parameters that share memory with another: joining would tear them from it."""
     spans = sorted(
@@ -62,6 +83,13 @@ def overlapping(parameters: Iterable[nn.Parameter]) -> set[int]:
         if stop > end:
             end, owner = stop, parameter
     return found
+
+
+def _may_be_seen(weight: torch.Tensor) -> bool:
+    """Whether a weight's memory is shared between processes, or a part of something larger."""
+    if weight.device.type == "cpu" and weight.is_shared():  # on a GPU torch says that of every tensor
+        return True
+    return weight.untyped_storage().nbytes() > weight.nbytes
 
 
 def _adjacent(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:

@@ -19,6 +19,7 @@ from culnig_fast.modules.sites import ModuleSite
 from culnig_fast.overwriting import OverwrittenError
 from culnig_fast.positions import check_reduction
 from culnig_fast.tap import was_overwritten
+from culnig_fast.uncompiled import uncompiled
 from culnig_fast.wrappers import module_of, named_by_torch, unwrapped
 
 Product = torch.Tensor | tuple[torch.Tensor, ...]
@@ -166,6 +167,7 @@ class LayerActGrad:
             if isinstance(self.model, nn.Module):
                 stack.enter_context(frozen_parameters(self.model))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(uncompiled())
             stack.enter_context(taps)
             chosen = chosen_outputs(self.model(*given, *more), target)
             if not chosen.requires_grad:

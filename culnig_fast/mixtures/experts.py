@@ -159,10 +159,10 @@ class FusedExperts:
         weight = getattr(module, part)
         rows = self._rows(weight, tensor)
         experts, columns = torch.tensor(edits, device=weight.device).T
-        rows[experts, columns] *= factor
+        rows[experts, columns] = rows[experts, columns] * factor if factor else 0.0
         bias = getattr(module, f"{part}_bias", None)
         if tensor == "output" and bias is not None:
-            bias[experts, columns] *= factor
+            bias[experts, columns] = bias[experts, columns] * factor if factor else 0.0
 
     def _rows(self, weight: torch.Tensor, tensor: Tensor) -> torch.Tensor:
         # A neuron is a row of [experts, outputs, inputs] where it is put out, a column where it is taken in.

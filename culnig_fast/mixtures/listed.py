@@ -138,9 +138,10 @@ class ListedExperts:
         for expert, column in edits:
             path = f"{self.path}.{expert}.{part}"
             module = model.get_submodule(path)
-            _rows(module, path, tensor)[column] *= factor
+            row = _rows(module, path, tensor)[column]
+            row.copy_(row * factor if factor else torch.zeros_like(row))
             if tensor == "output" and module.bias is not None:
-                module.bias[column] *= factor
+                module.bias[column] = module.bias[column] * factor if factor else 0.0
 
 
 def _rows(module: Any, path: str, tensor: Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.modules.neurons import ModuleNeurons
 from culnig_fast.modules.sites import ModuleSite, as_it_was, neurons_last, resolve_sites
 from culnig_fast.tap import hook_tensor
+from culnig_fast.uncompiled import uncompiled
 from culnig_fast.wrappers import unwrapped
 
 Numbers = float | Sequence[float] | np.ndarray | torch.Tensor
@@ -57,6 +58,12 @@ class Columns:
         row[self.columns] = numbers
         return row.to(tensor)
 
+    def mask(self, chosen: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        """bool [K] on the tensor's device: the columns that are chosen, bool [k]."""
+        row = torch.zeros(tensor.shape[-1], dtype=torch.bool)
+        row[self.columns] = chosen
+        return row.to(tensor.device)
+
 
 Change = Callable[[Columns, torch.Tensor], torch.Tensor]
 """Takes the columns and their tensor, [..., K], and gives what stands in its place, a new tensor."""
@@ -89,6 +96,7 @@ def changed(parts: Sequence[Columns], change: Change) -> Iterator[set[Columns]]:
         return as_it_was(part.site, change(part, part.last(tensor)), tensor.shape)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled())
         for part in parts:
             stack.callback(hook_tensor(part.module, part.site.side, partial(hook, part)).remove)
         yield reached
@@ -97,7 +105,14 @@ def changed(parts: Sequence[Columns], change: Change) -> Iterator[set[Columns]]:
 def scaling(neurons: ModuleNeurons, factor: Numbers) -> Change:
     """Multiplies by factors; CulnigError unless there is one, or one a neuron."""
     numbers = each(neurons, factor, "factor")
-    return lambda part, last: last * part.widened(last, numbers[part.places], 1.0)
+
+    def change(part: Columns, last: torch.Tensor) -> torch.Tensor:
+        own = numbers[part.places]
+        silent = own == 0  # times 0, what is infinite or NaN is NaN
+        scaled = last if silent.all() else last * part.widened(last, own, 1.0)
+        return scaled.masked_fill(part.mask(silent, last), 0.0) if silent.any() else scaled
+
+    return change
 
 
 def replacing(neurons: ModuleNeurons, values: Numbers) -> Change:
@@ -105,7 +120,7 @@ def replacing(neurons: ModuleNeurons, values: Numbers) -> Change:
     numbers = each(neurons, values, "values")
 
     def change(part: Columns, last: torch.Tensor) -> torch.Tensor:
-        where = part.widened(last, torch.ones(len(part.columns)), 0.0).bool()
+        where = part.mask(torch.ones(len(part.columns), dtype=torch.bool), last)
         return torch.where(where, part.widened(last, numbers[part.places], 0.0), last)
 
     return change

@@ -16,7 +16,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.files import check_writable, remove_leftovers
 from culnig_fast.tensors import map_tensor, read_facts, read_metadata, save_tensors
 
-FORMAT = "culnig_fast.checkpoint/2"
+FORMAT = "culnig_fast.checkpoint/3"
 
 _SHOWN = 60
 """Facts of at most so many characters are kept as they are, so that a difference can be told; longer ones as a hash."""
@@ -73,7 +73,7 @@ class Checkpoint:
         try:
             header = read_metadata(self.path)
             if header.get("format") != FORMAT:
-                raise self._another("format")
+                raise self._of_another_version(header.get("format"))
             run, state = read_facts(header, "run"), read_facts(header, "state")
             if different := _differences(run, self._run):
                 raise self._another(different)
@@ -108,6 +108,12 @@ class Checkpoint:
             raise CulnigError(f"{error} ({kept}; the same call continues from it)") from error
         self._written = time.monotonic()
         self._saved = len(progress.probability)
+
+    def _of_another_version(self, found: Any) -> CulnigError:
+        return _AnotherRun(
+            f"{self.path} is not a checkpoint of this version of culnig_fast (format {found}, not {FORMAT}); finish "
+            "that run with the version that began it, or delete the file to start afresh"
+        )
 
     def _another(self, different: str) -> CulnigError:
         return _AnotherRun(

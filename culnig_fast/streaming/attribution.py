@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from culnig_fast.backend import resolved
 from culnig_fast.batching import default_batch_tokens, plan_batches
 from culnig_fast.chosen_positions import PositionRule, choose_positions
 from culnig_fast.errors import CulnigError, Interrupted
@@ -21,6 +22,7 @@ from culnig_fast.questions import Question, encode_questions
 from culnig_fast.resampling import table_rows
 from culnig_fast.running.checkpoint import Checkpoint, Progress
 from culnig_fast.running.diagnosis import NonFinite
+from culnig_fast.running.fingerprint import implementations
 from culnig_fast.running.finished import finished_table
 from culnig_fast.running.interrupts import terminated
 from culnig_fast.running.samples import Samples, run_facts
@@ -105,9 +107,14 @@ def attribute_streamed(
         stream_tokens = default_stream_tokens(len(streamed.layers), width, weight.element_size(), streamed.device)
     saved = None
     if checkpoint is not None:
-        model = [streamed.fingerprint, str(streamed.architecture.embedding.weight.dtype)]
-        sizes = [len(batch) for batch in batches]
-        facts = run_facts(model, attributor, samples, groups, positions=chosen.rule, batches=sizes)
+        weight = streamed.architecture.embedding.weight
+        model = {
+            "weights": streamed.fingerprint,
+            "dtype": str(weight.dtype),
+            **implementations(streamed.architecture.model),
+        }
+        runs = {"batches": [len(batch) for batch in batches], "backend": resolved(backend, weight)}
+        facts = run_facts(model, attributor, samples, groups, positions=chosen.rule, **runs)
         saved = Checkpoint(checkpoint, facts, checkpoint_seconds)
     try:
         probabilities = _run(attributor, samples, batches, stream_tokens, saved, progress)

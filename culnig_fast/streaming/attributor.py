@@ -18,6 +18,7 @@ from culnig_fast.attributor import Attributor
 from culnig_fast.batching import Batch
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import fuse_layer, join_layer, same_model
+from culnig_fast.fused.joining import own_memory
 from culnig_fast.fused.layer import FusedLayer
 from culnig_fast.fused.parts import LayerParts
 from culnig_fast.fused.trace import NotFusable
@@ -231,12 +232,13 @@ class StreamedAttributor(Attributor):
             self.fusion.reasons[index], self.fusion.layers = reason, tuple(sorted(self._parts))
             return None
         if index in self._parts:
-            return join_layer(self._parts[index], scoring, first, stack)
+            with own_memory():
+                return join_layer(self._parts[index], scoring, first, stack)
         if index in self.fusion.reasons:
             return None
         sites = [location for location in self.architecture.locations if location.site.layer_idx == index]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), own_memory():
                 fused = fuse_layer(self.streamed.probes[index], sites, scoring, set(), first, stack)
         except NotFusable as error:
             self.fusion.reasons[index] = str(error)

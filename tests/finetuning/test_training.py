@@ -121,6 +121,114 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     assert changed(resumed, expected) == set()
 
 
+class Stopper(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            raise Killed
+
+
+def stopped_training(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], folder: Path, **other: Any) -> None:
+    """Leave the checkpoint of update 2 in the folder."""
+    make = training._trainer
+
+    def with_stopper(*args: Any) -> Any:
+        trainer = make(*args)
+        trainer.add_callback(Stopper)
+        return trainer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_trainer", with_stopper)
+        with pytest.raises(Killed):
+            train(families.build("llama"), names, folder, save_steps=2, **other)
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("different", ["modules", "options", "seed", "data", "model"])
+def test_another_trainings_checkpoint_is_refused(
+    different: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = find_modules(families.build("llama"))[1].names
+    stopped_training(monkeypatch, names, tmp_path)
+    model = families.build("llama")
+    other = {"names": names, "data": DATA, "options": options(), "seed": 0}
+    if different == "modules":
+        other["names"] = find_modules(model)[0].names
+    elif different == "options":
+        other["options"] = options(rate=2e-2)
+    elif different == "seed":
+        other["seed"] = 1
+    elif different == "data":
+        other["data"] = TrainingSet(DATA.token_ids[:-1], DATA.answers[:-1])
+    else:
+        with torch.no_grad():
+            model.model.embed_tokens.weight[5] *= 2
+    before = weights(model)
+    with pytest.raises(CulnigError, match=rf"another training \(different: .*{different}.*\); finish that training"):
+        train_modules(model, folder=tmp_path, progress=False, **other)
+    assert changed(model, before) == set()
+
+
+def test_a_checkpoint_that_does_not_say_whose_it_is_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = find_modules(families.build("llama"))[1].names
+    stopped_training(monkeypatch, names, tmp_path)
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(CulnigError, match="checkpoint-2 does not say of which training it is"):
+        train(families.build("llama"), names, tmp_path)
+
+
+def test_half_trained_weights_go_on_and_a_finished_training_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = find_modules(families.build("llama"))[1].names
+    whole = families.build("llama")
+    train(whole, names, tmp_path / "whole")
+    stopped_training(monkeypatch, names, tmp_path / "stopped")
+    half = families.build("llama")
+    with torch.no_grad():
+        half.get_submodule(names[0]).weight.zero_()
+    train(half, names, tmp_path / "stopped", save_steps=2)
+    assert changed(half, weights(whole)) == set()
+    assert list((tmp_path / "stopped").iterdir()) == []
+
+
+def state_beside_weights(model: Any) -> Any:
+    return (
+        model.config.to_dict(),
+        [(module, {key: value for key, value in vars(module).items() if key != "training"}) for module in
+         model.modules()],
+        [list(module._forward_hooks) + list(module._forward_pre_hooks) for module in model.modules()],
+        [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("lora", [None, 2])
+def test_a_training_leaves_no_trace_but_the_weights(lora: int | None, fails: bool, tmp_path: Path) -> None:
+    if lora:
+        pytest.importorskip("peft", reason="the extra [train] is not installed")
+    model = families.build("llama")
+    model.config.use_cache = True
+    module = find_modules(model)[0]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    next(model.parameters()).requires_grad_(False)
+    before = state_beside_weights(model)
+    for _ in range(2):
+        if fails:
+            with torch.no_grad():
+                model.get_submodule(module.names[0]).weight[0, 0] = float("nan")
+            with pytest.raises(CulnigError, match="the loss is nan"):
+                train(model, module.names, tmp_path, lora=lora, checkpointing=True, bf16=True)
+        else:
+            train(model, module.names, tmp_path, lora=lora, checkpointing=True, bf16=True)
+        after = state_beside_weights(model)
+        assert after[0] == before[0] and after[2] == before[2]
+        for (_, old), (_, new) in zip(before[1], after[1], strict=True):
+            assert old.keys() == new.keys() and all(new[key] is old[key] for key in old)
+        assert all(a[0] == b[0] and a[1] is b[1] for a, b in zip(after[3], before[3], strict=True))
+        assert not model.is_gradient_checkpointing and not model.training
+
+
 def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
     names = find_modules(families.build("llama"))[0].names
     states = []

@@ -296,3 +296,14 @@ def test_mistakes_are_named_and_undone() -> None:
     with pytest.raises(cf.CulnigError, match="column 0 of the output of '0' makes the objective infinite"):
         ablator.add(lambda m: 1 / m(torch.ones(2, 2))[:, 0])
     assert not ablator.effects.any() and not ablator.counts.any(), "nothing is added"
+
+
+def test_a_factor_of_0_silences_what_is_infinite_or_nan_and_others_scale() -> None:
+    model = nn.Sequential(nn.Identity())
+    x = torch.tensor([[float("nan"), float("inf"), 3.0, -float("inf"), 5.0]])
+    neurons = cf.ModuleNeurons.named([("0", column) for column in (0, 1, 2, 3)])
+    with cf.scaled(model, neurons, 0.0):
+        assert model(x).tolist() == [[0.0, 0.0, 0.0, 0.0, 5.0]]
+    with cf.scaled_columns(model, neurons, [0.0, 2.0, -1.0, 0.0]):
+        assert model(x).tolist() == [[0.0, float("inf"), -3.0, 0.0, 5.0]]
+    assert model(x)[0, 0].isnan()

@@ -38,6 +38,22 @@ def one_zeroed_row(family: str) -> Any:
     return model
 
 
+def exchanged_columns(family: str) -> Any:
+    """Another model with the same numbers in every row."""
+    model = families.build(family)
+    with torch.no_grad():
+        weight = model.model.layers[1].mlp.down_proj.weight
+        weight[:, [3, 7]] = weight[:, [7, 3]]
+    return model
+
+
+def attending(family: str, how: str) -> Any:
+    """The model with another implementation of attention."""
+    model = families.build(family)
+    model.set_attn_implementation(how)
+    return model
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int, error: type[BaseException]) -> None:
     """Make the forward pass of a later batch raise."""
     from culnig_fast.attributor import Attributor
@@ -105,6 +121,9 @@ def test_another_runs_checkpoint_is_refused_and_kept(tmp_path: Path, monkeypatch
         ({"model": families.build("llama", seed=1)}, "model: weights"),
         ({"model": families.build("llama").double()}, "model: .*dtype"),
         ({"model": one_zeroed_row("llama")}, "model: weights"),
+        ({"model": exchanged_columns("llama")}, "model: weights"),
+        ({"model": attending("llama", "eager")}, 'model: attention "sdpa" there and "eager" here'),
+        ({"backend": "reference"}, 'options: backend ".*" there and "reference" here'),
     ):
         given: dict[str, Any] = {"model": model, "questions": QUESTIONS, **OPTIONS, **changes}
         with pytest.raises(cf.CulnigError, match=rf"another run.*{word}"):
@@ -113,6 +132,9 @@ def test_another_runs_checkpoint_is_refused_and_kept(tmp_path: Path, monkeypatch
         patch.setattr("culnig_fast.running.samples.__version__", "9.9")
         cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
     assert path.read_bytes() == before
+    with monkeypatch.context() as patch, pytest.raises(cf.CulnigError, match="not a checkpoint of this version"):
+        patch.setattr("culnig_fast.running.checkpoint.FORMAT", "culnig_fast.checkpoint/4")
+        cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
     path.write_bytes(before[: len(before) // 2])
     with pytest.raises(cf.CulnigError, match="damaged checkpoint"):
         cf.attribute(model, TOKENIZER, QUESTIONS, checkpoint=path, **OPTIONS)
