@@ -240,6 +240,11 @@ def _resized(value: torch.Tensor, size: float) -> torch.Tensor:
     return (value.float() * (size / largest.clamp(min=torch.finfo(torch.float32).tiny))).to(value.dtype)
 
 
+def hidden_state(output: Any) -> Any:
+    """What a layer puts out for the next one: what it returns, or the first of a tuple or a list."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
 def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether both begin at one address and have as many elements."""
     return a.data_ptr() == b.data_ptr() and a.numel() == b.numel()

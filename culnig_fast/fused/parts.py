@@ -113,7 +113,7 @@ def find_parts(probe: LayerProbe, sites: Sequence[SiteLocation]) -> LayerParts:
             activation=_activation(trace, by_name["mlp.gate_proj"]),
             scale=scale,
             positions="",
-            returns_tuple=isinstance(trace.result, tuple),
+            returns_tuple=isinstance(trace.result, (tuple, list)),
             inside=tuple(probe.layer.modules())[1:],
         )
         norms.check_all_found(probe.layer)

@@ -43,7 +43,7 @@ class Surroundings:
         model: the model.
         layers: its decoder layers.
         embedding: its input embedding.
-        tupled: for each layer, whether it returns its hidden state in a tuple.
+        tupled: for each layer, whether it returns its hidden state in a tuple or a list.
     """
 
     def __init__(self, model: Any, layers: Sequence[nn.Module], embedding: Any, tupled: Sequence[bool]) -> None:

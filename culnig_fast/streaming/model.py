@@ -141,11 +141,11 @@ class _Scout:
             self._stack.enter_context(self.weights.loaded(self.parts[index]))
             self._loaded = index
         out = self._forwards[index](*args, **kwargs)
-        self._tupled[kind] = isinstance(out, tuple)
+        self._tupled[kind] = isinstance(out, (tuple, list))
         return out
 
     def tupled(self) -> list[bool]:
-        """For each layer, whether it returns a tuple."""
+        """For each layer, whether it returns a tuple or a list."""
         return [self._tupled[layer_kind(layer)] for layer in self.layers]
 
     def unload(self) -> None:
