@@ -109,7 +109,7 @@ class Attributor:
             stack.enter_context(frozen_parameters(self.architecture.model))
             head = LastPosition(self.architecture.model, self.architecture.head)
             stack.callback(head.remove)
-            leaf = self.architecture.embedding.register_forward_hook(_make_leaf)
+            leaf = self.architecture.embedding.register_forward_hook(_begin_gradients)
             stack.callback(leaf.remove)
             found = self.architecture
             check_gradients(found.model, found.layers, found.head, lambda: self._few_logits(head))
@@ -302,6 +302,23 @@ class Attributor:
             yield fusion
 
 
-def _make_leaf(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+class _Beginning(torch.autograd.Function):
+    """Hands its input on, as something that requires a gradient and lets none pass.
+
+    Not a leaf, which a model may not scale in place (CTRL does), nor a copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def _begin_gradients(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     """Gradients end at the embedding's output: nothing below it is scored."""
-    return output.detach().requires_grad_(True)
+    begun: torch.Tensor = _Beginning.apply(output.detach(), output.new_empty(0, requires_grad=True))
+    return begun

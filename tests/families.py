@@ -84,6 +84,9 @@ UNLISTED: dict[str, Any] = {
     "openai_gpt_lists": lambda: tf.OpenAIGPTConfig(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
     ),
+    "ctrl_scales_in_place": lambda: tf.CTRLConfig(
+        vocab_size=VOCABULARY, n_embd=32, dff=48, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
+    ),
 }
 """Families nobody listed, whose structure is there all the same."""
 
