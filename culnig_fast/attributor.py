@@ -13,6 +13,7 @@ from torch import nn
 from culnig_fast import backend as backends
 from culnig_fast.architecture import Architecture, SiteLocation, architecture_of
 from culnig_fast.batch_scorer import BatchScorer
+from culnig_fast.beginning import begin_gradients
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
@@ -109,7 +110,7 @@ class Attributor:
             stack.enter_context(frozen_parameters(self.architecture.model))
             head = LastPosition(self.architecture.model, self.architecture.head)
             stack.callback(head.remove)
-            leaf = self.architecture.embedding.register_forward_hook(_begin_gradients)
+            leaf = self.architecture.embedding.register_forward_hook(begin_gradients)
             stack.callback(leaf.remove)
             found = self.architecture
             check_gradients(found.model, found.layers, found.head, lambda: self._few_logits(head))
@@ -300,25 +301,3 @@ class Attributor:
                     "use path='auto' or 'taps'"
                 )
             yield fusion
-
-
-class _Beginning(torch.autograd.Function):
-    """Hands its input on, as something that requires a gradient and lets none pass.
-
-    Not a leaf, which a model may not scale in place (CTRL does), nor a copy.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, output: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-        ctx.mark_dirty(output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None]:
-        return None, None
-
-
-def _begin_gradients(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-    """Gradients end at the embedding's output: nothing below it is scored."""
-    begun: torch.Tensor = _Beginning.apply(output.detach(), output.new_empty(0, requires_grad=True))
-    return begun

@@ -85,7 +85,7 @@ UNLISTED: dict[str, Any] = {
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
     ),
     "ctrl_scales_in_place": lambda: tf.CTRLConfig(
-        vocab_size=VOCABULARY, n_embd=32, dff=48, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
+        vocab_size=VOCABULARY, n_embd=32, dff=128, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
     ),
 }
 """Families nobody listed, whose structure is there all the same."""
