@@ -13,6 +13,7 @@ import torch
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
+from culnig_fast.last_position import frozen_parameters
 
 TOKENIZER = make_tokenizer()
 QUESTIONS = make_questions(6)
@@ -56,6 +57,32 @@ def test_the_model_is_left_as_it_was_when_something_raises(where: str, monkeypat
     with pytest.raises(RuntimeError, match="on purpose"):
         cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
     assert state_of(model) == before
+
+
+def test_a_model_made_under_inference_mode_is_refused_as_it_is() -> None:
+    model = families.build("llama")
+    with torch.inference_mode():
+        model.model.layers[1] = copy.deepcopy(model.model.layers[1])
+    before = state_of(model)
+    with pytest.raises(cf.CulnigError, match=r"model\.layers\.1\..* made under torch\.inference_mode\(\)"):
+        cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
+    assert state_of(model) == before
+
+
+def test_freezing_that_fails_midway_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.build("llama")
+    last = list(model.parameters())[-1]
+    freeze = torch.nn.Parameter.requires_grad_
+
+    def fail(parameter: Any, value: bool = True) -> Any:
+        if parameter is last and not value:
+            raise RuntimeError("on purpose")
+        return freeze(parameter, value)
+
+    monkeypatch.setattr(torch.nn.Parameter, "requires_grad_", fail)
+    with pytest.raises(RuntimeError, match="on purpose"), frozen_parameters(model):
+        pass
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_dropout_is_off() -> None:
