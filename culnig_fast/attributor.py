@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import nn
@@ -239,7 +238,14 @@ class Attributor:
             logits = head.logits(input_ids, lengths)
             if back:
                 watched = self._scorer.watched
-                self.backward(logits.logsumexp(-1), added={location.site for location in self.locations})
+                try:
+                    self.backward(logits.logsumexp(-1), added={location.site for location in self.locations})
+                except (AssertionError, NotImplementedError) as error:  # what the model's own code refuses
+                    reason = " ".join(str(error).split())
+                    raise CulnigError(
+                        f"{type(self.architecture.model).__name__} has no backward pass in evaluation mode "
+                        f"({reason:.200}), so its neurons cannot be scored"
+                    ) from error
                 self._scorer.watched = watched
             return logits
         finally:

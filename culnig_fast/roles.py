@@ -111,7 +111,12 @@ def prove_listed(mixture: Mixture, roles: Roles, problem: str) -> None:
 
 
 def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> Roles:
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise CulnigError(
+            f"{problem}: {type(config).__name__} names no num_attention_heads, so queries, keys and values cannot be "
+            f"told in {block.describe()}"
+        )
     module = probe.layer.get_submodule(block.exit.path.rpartition(".")[0])
     head_dim = getattr(module, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
     queries = block.exit.inputs

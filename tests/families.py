@@ -121,6 +121,28 @@ REFUSED: dict[str, Any] = {
         **_COMMON, intermediate_size_mlp=48, num_local_experts=4, head_dim=8
     ),
     "mamba": lambda: tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
+    "mllama_layers_for_pictures": lambda: tf.MllamaConfig(text_config={**_COMMON, "cross_attention_layers": [1]}),
+    "zaya_values_of_the_token_before": lambda: tf.ZayaConfig(
+        **_COMMON, head_dim=8, num_experts=4, num_experts_per_tok=1
+    ),
+    "cpmant_tokens_put_in_front": lambda: tf.CpmAntConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_attention_heads=4, dim_head=8, dim_ff=48, num_hidden_layers=2
+    ),
+    "xlstm_no_heads": lambda: tf.xLSTMConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_heads=4, num_blocks=2, num_hidden_layers=2, return_last_states=True
+    ),
+    "reformer_no_backward": lambda: tf.ReformerConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        feed_forward_size=48,
+        num_attention_heads=4,
+        attention_head_size=8,
+        attn_layers=["local", "local"],
+        axial_pos_embds=False,
+        max_position_embeddings=128,
+        local_attn_chunk_length=4,
+        is_decoder=True,
+    ),
 }
 """Families whose neurons cannot be told apart, or only in part."""
 

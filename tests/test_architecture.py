@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import families
 import pytest
 import torch
@@ -84,6 +86,10 @@ def test_other_attribute_names_are_found() -> None:
         ("gpt_neox_interleaved", ["GPTNeoXLayer", "query_key_value"]),
         ("llama4_every_token_at_every_expert", ["Llama4TextDecoderLayer", "Llama4TextExperts", "gate_up_proj"]),
         ("mamba", ["MambaBlock", "in_proj"]),
+        ("mllama_layers_for_pictures", ["layer 1 (MllamaCrossAttentionDecoderLayer)", "not run", "text alone"]),
+        ("zaya_values_of_the_token_before", ["layer 0 (ZayaDecoderLayer)", "1 rows for 3 tokens"]),
+        ("cpmant_tokens_put_in_front", ["layer 0 (CpmAntTransformerBlock)", "35 rows for 3 tokens"]),
+        ("xlstm_no_heads", ["layer 0 (xLSTMBlock)", "xLSTMConfig names no num_attention_heads"]),
     ],
 )
 def test_what_cannot_be_resolved_is_refused_by_name(family: str, words: list[str]) -> None:
@@ -91,6 +97,31 @@ def test_what_cannot_be_resolved_is_refused_by_name(family: str, words: list[str
         discover(families.build(family))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("of", ["the model", "the layer"])
+def test_what_cannot_be_run_is_refused_and_want_of_memory_is_not(of: str) -> None:
+    """Both are run: the model once, the layer by itself after that."""
+    for raised, caught in ((ZeroDivisionError("on purpose"), CulnigError), (torch.OutOfMemoryError(), None)):
+        model = families.build("llama")
+        calls: list[int] = []
+
+        def fail(*args: Any, raised: Exception = raised, calls: list[int] = calls) -> None:
+            calls.append(1)
+            if of == "the model" or len(calls) > 1:
+                raise raised
+
+        model.model.layers[0].register_forward_pre_hook(fail)
+        with pytest.raises(caught or type(raised)) as error:
+            discover(model)
+        if caught is not None:
+            for word in (
+                "LlamaForCausalLM" if of == "the model" else "layer 0 (LlamaDecoderLayer)",
+                "cannot be run",
+                "ZeroDivisionError: on purpose",
+                "cannot be resolved",
+            ):
+                assert word in str(error.value)
 
 
 def test_a_second_mlp_is_not_left_out_silently() -> None:

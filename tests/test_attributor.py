@@ -93,6 +93,15 @@ def test_dropout_is_off() -> None:
     assert np.array_equal(runs[0].totals, runs[1].totals)
 
 
+def test_a_model_without_a_backward_pass_is_refused() -> None:
+    """Reformer's own backward asserts that the model is in training mode."""
+    model = families.build("reformer_no_backward")
+    before = state_of(model)
+    with pytest.raises(cf.CulnigError, match="ReformerModelWithLMHead has no backward pass in evaluation mode"):
+        cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
+    assert state_of(model) == before
+
+
 def test_any_objective() -> None:
     """A logit difference on one sample: totals are weight × max over positions of act × its gradient."""
     model = families.build("llama")

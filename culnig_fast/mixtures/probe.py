@@ -251,7 +251,8 @@ def listed_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | No
     hidden = int(call.args[0].shape[-1])
     experts = ListedExperts(block, module, f"{prefix}.{path}", (type(module[0]), form))
     tokens = call.args[0].detach().reshape(-1, hidden)
-    return Mixture(experts, module, path, block_path, hidden, LayerProbe(module[0], (tokens,), {}))
+    sample = LayerProbe(module[0], (tokens,), {}, name=f"{problem}: expert 0 of {path}")
+    return Mixture(experts, module, path, block_path, hidden, sample)
 
 
 def _linears(module: nn.Module) -> tuple[Any, ...]:
