@@ -22,7 +22,7 @@ from culnig_fast.mixtures.probe import Mixture, fused_holders, listed_holders
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
 from culnig_fast.probe import LayerProbe, linear_shape, one_process, recorded_layers
 from culnig_fast.roles import Role, Roles, find_mixture, layer_roles, prove_listed
-from culnig_fast.wrappers import decoder_of
+from culnig_fast.wrappers import decoder_of, refuse_adapters
 
 PAPER_SITES = (*ATTENTION_MODULES, *(name for name in MLP_MODULES if not name.endswith(".act")))
 """What is scored unless asked otherwise: every neuron that the method scores (CULNIG, section 2)."""
@@ -247,16 +247,27 @@ def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList]:
             f"{type(model).__name__} is not a Hugging Face decoder (it has no get_decoder() or config); "
             "load one with AutoModelForCausalLM"
         )
-    decoder = model.get_decoder() or model
     depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
-    lists = [module for module in lists if all(_linears(layer) for layer in module)]
+    # A model may call its output embedding `decoder`, and get_decoder() then gives that; its body is the base model.
+    found = model.get_decoder() or model
+    decoder, lists = next(
+        ((body, lists) for body in (found, getattr(model, "base_model", found)) if (lists := _lists(body, depth))),
+        (found, []),
+    )
     if not lists:
         raise CulnigError(
             f"{type(decoder).__name__} holds no list of {depth} layers with linear projections, "
             "so its neurons cannot be found; only decoders built of such layers are supported"
         )
-    return decoder, max(lists, key=lambda module: sum(p.numel() for p in module.parameters()))
+    layers = max(lists, key=lambda module: sum(p.numel() for p in module.parameters()))
+    refuse_adapters(layers)
+    return decoder, layers
+
+
+def _lists(decoder: nn.Module, depth: Any) -> list[nn.ModuleList]:
+    """The lists of as many modules, all of which have projections."""
+    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    return [module for module in lists if all(_linears(layer) for layer in module)]
 
 
 def layer_kind(layer: nn.Module) -> tuple[Any, ...]:

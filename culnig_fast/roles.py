@@ -50,12 +50,25 @@ def layer_roles(probe: LayerProbe, config: Any, problem: str, mixture: Mixture |
         )
     attention = [block for block in blocks if probe.mixes_tokens(block)]
     mlps = [block for block in blocks if block not in attention]
-    fits = len(mlps) == 1 if mixture is None else len(mlps) <= 1 and all(_is_within(m, mixture) for m in mlps)
-    if len(attention) != 1 or not fits or loose:
+    fits = len(mlps) == 1 if mixture is None else len(mlps) <= 1
+    if len(attention) != 1 or not fits:
+        leftover = _unaccounted(probe.layer, blocks, mixture)
         raise CulnigError(
             f"{problem}: expected one attention block (q, k, v → output) and one MLP (gate, up → down)"
             + ("" if mixture is None else f" or experts ({mixture.path}) with at most one shared MLP beside them")
-            + f", found {len(attention)} and {len(mlps)}: {found}; {_unaccounted(probe.layer, blocks, mixture)}"
+            + f", found {len(attention)} and {len(mlps)}: {found}"
+            + ("" if leftover is None else f"; {leftover}")
+        )
+    if loose:
+        raise CulnigError(
+            f"{problem}: no projection reads what {', '.join(p.path for p in loose)} makes, so what it does cannot be "
+            f"told (found {found})"
+        )
+    outside = [block for block in mlps if mixture is not None and not _is_within(block, mixture)]
+    if mixture is not None and outside:
+        raise CulnigError(
+            f"{problem}: its MLP ({outside[0].describe()}) is no part of the block of the experts {mixture.path}; "
+            "beside experts only a shared MLP within their block is supported"
         )
     roles = _attention_roles(probe, attention[0], config, problem)
     if mixture is None:
@@ -64,7 +77,7 @@ def layer_roles(probe: LayerProbe, config: Any, problem: str, mixture: Mixture |
         shared = [role for mlp in mlps for role in _mlp_roles(probe, mlp, None, problem)]
         roles += [_renamed(role, "mlp.shared_expert") for role in shared] + _expert_roles(mixture, problem)
     leftover = _unaccounted(probe.layer, blocks, mixture)
-    if leftover != "every weight is accounted for":
+    if leftover is not None:
         raise CulnigError(f"{problem}: {leftover} (found {found}); such a layer would be scored only in part")
     return roles
 
@@ -82,8 +95,12 @@ def _expert_roles(mixture: Mixture, problem: str) -> Roles:
     problem = f"{problem}: expert 0 of {mixture.path}"
     blocks, loose = mixture.sample.blocks()
     leftover = _unaccounted(mixture.sample.layer, blocks)
-    if len(blocks) != 1 or loose or leftover != "every weight is accounted for":
-        raise CulnigError(f"{problem} is no single MLP (gate, up → down); {leftover}")
+    if len(blocks) != 1 or loose or leftover is not None:
+        found = "; ".join([block.describe() for block in blocks] + [f"{p.path} alone" for p in loose])
+        raise CulnigError(
+            f"{problem} is no single MLP (gate, up → down): found {found or 'no projection'}"
+            + ("" if leftover is None else f"; {leftover}")
+        )
     if not mixture.sample.is_finite(blocks[0]):
         raise CulnigError(f"{problem}: activations are NaN or infinite; the checkpoint's weights are damaged")
     return [_renamed(role, "mlp.experts", True) for role in _mlp_roles(mixture.sample, blocks[0], None, problem)]
@@ -158,8 +175,9 @@ def _mlp_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> Ro
     declared = getattr(config, "intermediate_size", None)
     if isinstance(declared, int) and declared != width:
         raise CulnigError(
-            f"{problem}: {block.exit.path} reads {width} columns, but the configuration's intermediate_size "
-            f"is {declared}"
+            f"{problem}: {block.exit.path} reads {width} columns where the configuration's intermediate_size is "
+            f"{declared}; either the two do not belong together, or the model makes its width from that by a rule of "
+            "its own, which is not supported"
         )
     act = Role("mlp.act", block.exit.path, slice(0, width), "input")
     if len(block.entries) == 1 and block.entries[0].outputs == width:
@@ -205,7 +223,8 @@ def _undecided(problem: str, block: Block, what: str) -> str:
     )
 
 
-def _unaccounted(layer: nn.Module, blocks: list[Block], mixture: Mixture | None = None) -> str:
+def _unaccounted(layer: nn.Module, blocks: list[Block], mixture: Mixture | None = None) -> str | None:
+    """The weights that are in none of the blocks, nor the mixture's, as a phrase; None when there are none."""
     known = [projection.path for block in blocks for projection in (*block.entries, block.exit)]
     left = [
         f"{path} {list(parameter.shape)}"
@@ -215,6 +234,6 @@ def _unaccounted(layer: nn.Module, blocks: list[Block], mixture: Mixture | None 
         and not (mixture is not None and mixture.covers(layer, path))
     ]
     if not left:
-        return "every weight is accounted for"
+        return None
     shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
     return f"weights that belong to neither: {shown}"

@@ -84,6 +84,9 @@ UNLISTED: dict[str, Any] = {
     "openai_gpt_lists": lambda: tf.OpenAIGPTConfig(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
     ),
+    "modernbert_decoder_is_the_head": lambda: tf.ModernBertDecoderConfig(
+        **{**_COMMON, "num_key_value_heads": 4, "tie_word_embeddings": True}, local_attention=8
+    ),
     "ctrl_scales_in_place": lambda: tf.CTRLConfig(
         vocab_size=VOCABULARY, n_embd=32, dff=128, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
     ),
@@ -131,6 +134,37 @@ REFUSED: dict[str, Any] = {
     "xlstm_no_heads": lambda: tf.xLSTMConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_heads=4, num_blocks=2, num_hidden_layers=2, return_last_states=True
     ),
+    "lfm2_own_width": lambda: tf.Lfm2Config(**_COMMON, layer_types=["full_attention", "full_attention"]),
+    "granite_moe_shared_outside": lambda: tf.GraniteMoeHybridConfig(
+        **_COMMON,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_intermediate_size=40,
+        mamba_n_heads=8,
+        layer_types=["attention", "attention"],
+    ),
+    "gemma4_router_alone": lambda: tf.Gemma4TextConfig(
+        **{**_COMMON, "vocab_size_per_layer_input": VOCABULARY},
+        head_dim=8,
+        global_head_dim=8,
+        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=0,
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=24,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "gemma4_inputs_a_layer": lambda: tf.Gemma4TextConfig(
+        **{**_COMMON, "vocab_size_per_layer_input": VOCABULARY},
+        head_dim=8,
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "rwkv_mixes_time": lambda: tf.RwkvConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
+    "recurrent_gemma_gates": lambda: tf.RecurrentGemmaConfig(**_COMMON, head_dim=8, attention_window_size=4),
     "reformer_no_backward": lambda: tf.ReformerConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,

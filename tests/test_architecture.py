@@ -86,6 +86,15 @@ def test_other_attribute_names_are_found() -> None:
         ("gpt_neox_interleaved", ["GPTNeoXLayer", "query_key_value"]),
         ("llama4_every_token_at_every_expert", ["Llama4TextDecoderLayer", "Llama4TextExperts", "gate_up_proj"]),
         ("mamba", ["MambaBlock", "in_proj"]),
+        ("lfm2_own_width", ["feed_forward.w2 reads 256 columns", "intermediate_size is 48", "rule of its own"]),
+        (
+            "granite_moe_shared_outside",
+            ["shared_mlp.input_linear", "no part of the block of", "block_sparse_moe.experts"],
+        ),
+        ("gemma4_router_alone", ["no projection reads what router.proj makes"]),
+        ("gemma4_inputs_a_layer", ["found 1 and 2", "per_layer_input_gate"]),
+        ("rwkv_mixes_time", ["layer 0 (RwkvBlock): attention (Rwkv", "weights of three dimensions"]),
+        ("recurrent_gemma_gates", ["temporal_block.rg_lru", "not called as experts are"]),
         ("mllama_layers_for_pictures", ["layer 1 (MllamaCrossAttentionDecoderLayer)", "not run", "text alone"]),
         ("zaya_values_of_the_token_before", ["layer 0 (ZayaDecoderLayer)", "1 rows for 3 tokens"]),
         ("cpmant_tokens_put_in_front", ["layer 0 (CpmAntTransformerBlock)", "35 rows for 3 tokens"]),
@@ -97,6 +106,17 @@ def test_what_cannot_be_resolved_is_refused_by_name(family: str, words: list[str
         discover(families.build(family))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_adapters_are_to_be_merged_first() -> None:
+    peft = pytest.importorskip("peft")
+    model = families.build("llama")
+    expected = [(x.site, x.columns) for x in discover(model).locations]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["v_proj"], layers_to_transform=[1], r=2))
+    for given in (adapted, adapted.base_model.model):
+        with pytest.raises(CulnigError, match=r"layer 1: .* to self_attn\.v_proj.*merge_and_unload\(\)"):
+            discover(given)
+    assert [(x.site, x.columns) for x in discover(adapted.merge_and_unload()).locations] == expected
 
 
 @pytest.mark.parametrize("of", ["the model", "the layer"])

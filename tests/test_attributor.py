@@ -189,6 +189,16 @@ def test_bad_questions_are_refused_by_name() -> None:
         cf.attribute(model, TOKENIZER, [QUESTIONS[0], QUESTIONS[0]], progress=False)
 
 
+def test_a_layer_of_nan_is_called_that() -> None:
+    """Discovery looks at one layer of each kind; the other is looked at when it is to be fused."""
+    model = families.build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate_proj.weight[3, 3] = torch.nan
+    with cf.Attributor(model) as attributor:
+        assert attributor.fusion.layers == ()
+        assert "NaN" in attributor.fusion.reasons[1]
+
+
 def test_nan_weights_are_named() -> None:
     model = families.build("llama")
     with torch.no_grad():

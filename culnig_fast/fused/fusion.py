@@ -102,6 +102,8 @@ def fuse_layer(
         got = layer(*probe.args, **probe.kwargs)
         if parts.returns_tuple:
             got, expected = got[0], expected[0]
+        if not expected.isfinite().all():
+            raise NotFusable("what it puts out is NaN or infinite: its weights are damaged, or its dtype overflows")
         if not same_output(got, expected):
             raise NotFusable("it computes something else than a gated MLP and rotary attention between RMS norms")
         stack.push(own.pop_all())

@@ -124,22 +124,26 @@ def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | Non
     if not holders:
         return None
     path, module = holders[0]
-    what = f"{problem}: the experts {path} ({_shapes(module)})"
+    what = f"{problem}: {path} ({_shapes(module)})"
     if len(holders) > 1:
-        raise CulnigError(f"{what} and {holders[1][0]} are two; only one mixture of experts in a layer is understood")
+        raise CulnigError(
+            f"{what} and {holders[1][0]} both hold weights of three dimensions; only one mixture of experts in a layer "
+            "is understood, and nothing else that has such weights"
+        )
     block = path.rpartition(".")[0]
     opened = vars(module).get("forward")
     call = recorded_call(probe, module)
     tensors = () if call is None else call.args
     if call is None or call.kwargs or len(tensors) != 3 or not all(isinstance(x, torch.Tensor) for x in tensors):
         raise CulnigError(
-            f"{what} are not called with tokens, chosen experts and weights; such a form is not supported"
+            f"{what} holds weights of three dimensions, but is not called as experts are, with tokens, chosen experts "
+            "and their weights; such a form is not supported"
         )
     hidden = int(tensors[0].shape[-1])
     if isinstance(opened, OpenForward):  # somebody's changes are in it, and it was proved before they came
         return Mixture(opened.experts, module, path, block, hidden)
     if not isinstance(call.output, torch.Tensor) or not bool(call.output.isfinite().all()):
-        raise CulnigError(f"{what} return NaN, infinities or no tensor; the checkpoint's weights may be damaged")
+        raise CulnigError(f"{what} returns NaN, infinities or no tensor; the checkpoint's weights may be damaged")
     right = [
         experts
         for form in forms(module, hidden)
@@ -147,8 +151,8 @@ def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | Non
     ]
     if len(right) != 1:
         raise CulnigError(
-            f"{what} compute something else than down(gate and up) of each token's experts, weighted; "
-            "such experts cannot be scored, or only in part"
+            f"{what} computes something else than down(gate and up) of each token's experts, weighted; "
+            "if these are experts, they cannot be scored, or only in part"
         )
     return Mixture(right[0], module, path, block, hidden)
 
