@@ -84,6 +84,7 @@ UNLISTED: dict[str, Any] = {
     "openai_gpt_lists": lambda: tf.OpenAIGPTConfig(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
     ),
+    "bert_transforms_before_the_head": lambda: tf.BertConfig(**{**_COMMON, "num_key_value_heads": 4}, is_decoder=True),
     "modernbert_decoder_is_the_head": lambda: tf.ModernBertDecoderConfig(
         **{**_COMMON, "num_key_value_heads": 4, "tie_word_embeddings": True}, local_attention=8
     ),
