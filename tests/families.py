@@ -144,7 +144,7 @@ REFUSED: dict[str, Any] = {
         mamba_n_heads=8,
         layer_types=["attention", "attention"],
     ),
-    "gemma4_router_alone": lambda: tf.Gemma4TextConfig(
+    "gemma4_mlp_beside_experts": lambda: tf.Gemma4TextConfig(
         **{**_COMMON, "vocab_size_per_layer_input": VOCABULARY},
         head_dim=8,
         global_head_dim=8,

@@ -91,7 +91,7 @@ def test_other_attribute_names_are_found() -> None:
             "granite_moe_shared_outside",
             ["shared_mlp.input_linear", "no part of the block of", "block_sparse_moe.experts"],
         ),
-        ("gemma4_router_alone", ["no projection reads what router.proj makes"]),
+        ("gemma4_mlp_beside_experts", ["its MLP (mlp.gate_proj", "no part of the block of the experts experts"]),
         ("gemma4_inputs_a_layer", ["found 1 and 2", "per_layer_input_gate"]),
         ("rwkv_mixes_time", ["layer 0 (RwkvBlock): attention (Rwkv", "weights of three dimensions"]),
         ("recurrent_gemma_gates", ["temporal_block.rg_lru", "not called as experts are"]),
@@ -148,6 +148,14 @@ def test_a_second_mlp_is_not_left_out_silently() -> None:
     model = families.build("llama")
     model.model.layers[1].extra = nn.Linear(32, 32)
     with pytest.raises(CulnigError, match=r"layer 1 .*extra\.weight \[32, 32\]"):
+        discover(model)
+
+
+def test_a_projection_that_nothing_reads_is_named() -> None:
+    model = families.build("llama")
+    model.model.layers[1].mlp.after = nn.Linear(32, 32)
+    model.model.layers[1].mlp.register_forward_hook(lambda mlp, args, output: mlp.after(output))
+    with pytest.raises(CulnigError, match=r"layer 1 .* no projection reads what mlp\.after makes"):
         discover(model)
 
 

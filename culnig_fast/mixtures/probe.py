@@ -54,14 +54,18 @@ class Mixture:
     def covers(self, layer: nn.Module, parameter: str) -> bool:
         """Whether the parameter is the experts' or the router's.
 
-        A router is a matrix [experts, hidden] right in the block, and so is the [1, hidden] gate of a shared expert.
+        A router is a module right in the block, whose only matrix is [experts, hidden], with or without a correction
+        [1, experts]; the gate of a shared expert has [1, hidden]. An MLP has another matrix as well.
         """
         if lies_under(parameter, self.path):
             return True
-        parent, _, name = parameter.rpartition(".")
-        shape = list(layer.get_parameter(parameter).shape)
-        inside = name == "weight" and parent.rpartition(".")[0] == self.block
-        return inside and shape in ([self.experts.count, self.hidden], [1, self.hidden])
+        prefix = f"{self.block}." if self.block else ""
+        child, dot, _ = parameter.removeprefix(prefix).partition(".")
+        if not dot or not parameter.startswith(prefix):
+            return False
+        shapes = [list(p.shape) for p in layer.get_submodule(prefix + child).parameters() if p.dim() >= 2]
+        matrices = [shape for shape in shapes if shape != [1, self.experts.count]]
+        return matrices in ([[self.experts.count, self.hidden]], [[1, self.hidden]])
 
     def skipped(self, layer: nn.Module) -> list[str]:
         """Paths of modules that are no part of attention or of a shared expert."""
