@@ -17,6 +17,7 @@ from torch import nn
 
 from culnig_fast.divided import Division, division_of, refuse_divided
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import Columns, Interleaved, places
 from culnig_fast.mixtures.experts import Experts
 from culnig_fast.mixtures.probe import Mixture, fused_holders, listed_holders
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
@@ -40,7 +41,7 @@ class SiteLocation:
     site: NeuronSite
     module: Any
     module_path: str
-    columns: slice
+    columns: Columns
     tensor: Literal["output", "input"] = "output"
     experts: Experts | None = None
     part: str = ""
@@ -103,8 +104,12 @@ class Architecture:
         for name in dict.fromkeys(location.site.module_name for location in self.locations):
             found = [location for location in self.locations if location.site.module_name == name]
             first = found[0]
-            columns = f"columns {first.columns.start}…{first.columns.stop - 1} of its {first.tensor}"
-            if first.experts is not None:
+            if isinstance(first.columns, Interleaved):
+                each = f"columns {first.columns.first}…{first.columns.last - 1} of every {first.columns.period}"
+                columns = f"{each} of its {first.tensor}"
+            else:
+                columns = f"columns {first.columns.start}…{first.columns.stop - 1} of its {first.tensor}"
+            if first.experts is not None and isinstance(first.columns, slice):
                 step = f" in steps of {first.columns.step}" if first.columns.step not in (None, 1) else ""
                 columns = f"{first.part} of {first.site.experts} experts, {columns}{step}"
             sites.append(
@@ -209,7 +214,7 @@ def _discovered(model: Any, alike: bool, divided: bool) -> Architecture:
 def _located(
     role: Role, layer: nn.Module, layer_idx: int, mixture: Mixture | None, paths: dict[int, str]
 ) -> SiteLocation:
-    width = len(range(role.columns.start, role.columns.stop, role.columns.step or 1))
+    width = len(places(role.columns))
     if not role.routed or mixture is None:
         module = layer.get_submodule(role.path)
         site = NeuronSite(role.module_name, layer_idx, width)

@@ -26,5 +26,6 @@ class _Beginning(torch.autograd.Function):
 
 def begin_gradients(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     """A forward hook of the embedding: what it puts out requires a gradient, and hands none on."""
-    begun: torch.Tensor = _Beginning.apply(output.detach(), output.new_empty(0, requires_grad=True))
+    anchor = output.new_empty(0, requires_grad=True)
+    begun: torch.Tensor = _Beginning.apply(output.detach(), anchor)  # type: ignore[no-untyped-call]
     return begun

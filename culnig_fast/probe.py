@@ -23,6 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import Columns, cut, put
 from culnig_fast.last_position import evaluation_mode
 
 TOKENS = 3
@@ -128,15 +129,15 @@ class LayerProbe:
 
     def mixes_tokens(self, block: Block) -> bool:
         """Whether disturbing the block's entries at one position reaches the exit at a later one."""
-        whole = [(entry, slice(0, entry.outputs)) for entry in block.entries]
+        whole: list[tuple[Projection, Columns]] = [(entry, slice(0, entry.outputs)) for entry in block.entries]
         return self._reaches(block, whole, after=True)
 
-    def acts_locally(self, block: Block, entry: Projection, columns: slice) -> bool:
+    def acts_locally(self, block: Block, entry: Projection, columns: Columns) -> bool:
         """Whether these columns reach the exit at their own position and at no later one."""
-        place = [(entry, columns)]
+        place: list[tuple[Projection, Columns]] = [(entry, columns)]
         return self._reaches(block, place, after=False) and not self._reaches(block, place, after=True)
 
-    def acts_linearly(self, block: Block, entry: Projection, columns: slice) -> bool:
+    def acts_linearly(self, block: Block, entry: Projection, columns: Columns) -> bool:
         """Whether negating these columns negates what the exit reads (and that is not zero).
 
         The columns are brought to a size at which an activation function bends: near 0 every one of them is linear.
@@ -146,7 +147,7 @@ class LayerProbe:
         size = self._most(float(plain.abs().max()))
         return self._most(float((plain + negated).abs().max())) <= 0.02 * size and size > 0
 
-    def _reaches(self, block: Block, places: list[tuple[Projection, slice]], after: bool) -> bool:
+    def _reaches(self, block: Block, places: list[tuple[Projection, Columns]], after: bool) -> bool:
         plain = self._exit_input(block, {})
         where = slice(DISTURBED + 1, None) if after else slice(DISTURBED, DISTURBED + 1)
         # Both signs: a softmax that is saturated at another token notices only the sign that raises a score.
@@ -265,10 +266,10 @@ def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], probl
         ) from error
 
 
-def _edit(columns: slice, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _edit(columns: Columns, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     def apply(output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
-        output[..., columns] = change(output[..., columns])
+        put(output, columns, change(cut(output, columns)))
         return output
 
     return apply

@@ -6,12 +6,14 @@ What a projection does is told by `probe`, and is held against the configuration
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import Columns, Interleaved, places
 from culnig_fast.mixtures.listed import ListedExperts, tells_tokens_apart
 from culnig_fast.mixtures.probe import Mixture, fused_mixture, listed_mixture
 from culnig_fast.neurons import ATTENTION_MODULES
@@ -24,7 +26,7 @@ class Role:
 
     module_name: str
     path: str
-    columns: slice
+    columns: Columns
     tensor: Literal["output", "input"] = "output"
     routed: bool = False
 
@@ -145,7 +147,32 @@ def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str)
     groups = kv_heads(config)
     widths = [queries, groups * head_dim, groups * head_dim]
     parts = _slices(block.entries, widths, problem, "queries, keys, values", block)
-    named: dict[str, tuple[Projection, slice]] = {}
+    named = _named(probe, block, parts)
+    if len(block.entries) == 1:  # all in one, but not part after part: perhaps head after head, or some heads together
+        for count in range(2, groups + 1):
+            if len(named) < len(parts) and groups % count == 0:
+                named = _named(probe, block, _interleaved(block.entries[0], widths, count))
+    if len(named) < len(parts):
+        what = "queries, keys and values, one behind the other or head after head"
+        raise CulnigError(_undecided(problem, block, what))
+    expected = dict(zip(ATTENTION_MODULES, widths, strict=True))
+    roles = []
+    for name, (entry, columns) in named.items():
+        width = len(places(columns))
+        if width != expected[name]:
+            raise CulnigError(
+                f"{problem}: {entry.path} acts as {name} with {width} columns, but the configuration "
+                f"({heads} heads, {groups} key-value heads × {head_dim}) makes {expected[name]}"
+            )
+        roles.append(Role(name, entry.path, columns))
+    return roles
+
+
+def _named(
+    probe: LayerProbe, block: Block, parts: Sequence[tuple[Projection, Columns]]
+) -> dict[str, tuple[Projection, Columns]]:
+    """What each part of an attention block is; fewer than the parts where they do not behave as one of each."""
+    named: dict[str, tuple[Projection, Columns]] = {}
     for entry, columns in parts:
         # Linearity first: under a saturated softmax a value may reach no later token, and would pass for a query.
         if probe.acts_linearly(block, entry, columns):
@@ -155,19 +182,19 @@ def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str)
         else:
             name = "self_attn.k_proj"
         if name in named:
-            raise CulnigError(_undecided(problem, block, "queries, keys and values"))
+            break
         named[name] = (entry, columns)
-    expected = dict(zip(ATTENTION_MODULES, widths, strict=True))
-    roles = []
-    for name, (entry, columns) in named.items():
-        width = columns.stop - columns.start
-        if width != expected[name]:
-            raise CulnigError(
-                f"{problem}: {entry.path} acts as {name} with {width} columns, but the configuration "
-                f"({heads} heads, {groups} key-value heads × {head_dim}) makes {expected[name]}"
-            )
-        roles.append(Role(name, entry.path, columns))
-    return roles
+    return named
+
+
+def _interleaved(entry: Projection, widths: list[int], count: int) -> list[tuple[Projection, Columns]]:
+    """The parts where they lie in `count` groups, each with its share of every part."""
+    shares = [width // count for width in widths]
+    starts = [sum(shares[:i]) for i in range(len(shares))]
+    return [
+        (entry, Interleaved(start, start + share, sum(shares), sum(widths)))
+        for start, share in zip(starts, shares, strict=True)
+    ]
 
 
 def _mlp_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> Roles:
@@ -185,7 +212,7 @@ def _mlp_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> Ro
     parts = _slices(block.entries, [width, width], problem, "gate and up", block)
     linear = [probe.acts_linearly(block, entry, columns) for entry, columns in parts]
     if sum(linear) != 1:
-        raise CulnigError(_undecided(problem, block, "gate and up"))
+        raise CulnigError(_undecided(problem, block, "gate and up, one behind the other"))
     names = ["mlp.up_proj" if is_up else "mlp.gate_proj" for is_up in linear]
     return [Role(name, entry.path, columns) for name, (entry, columns) in zip(names, parts, strict=True)] + [act]
 
@@ -218,8 +245,8 @@ def kv_heads(config: Any) -> int:
 
 def _undecided(problem: str, block: Block, what: str) -> str:
     return (
-        f"{problem}: the columns of {block.describe()} do not behave as {what} in contiguous slices "
-        "(interleaved heads, or weights that are all zero); such a layout is not supported"
+        f"{problem}: the columns of {block.describe()} do not behave as {what} (they lie in another order, or their "
+        "weights are all zero); such a layout is not supported"
     )
 
 

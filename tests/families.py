@@ -81,6 +81,27 @@ UNLISTED: dict[str, Any] = {
         n_positions=128,
         initializer_range=0.3,
     ),
+    "gpt_neox_head_after_head": lambda: tf.GPTNeoXConfig(**{**_COMMON, "num_key_value_heads": 4}),
+    "falcon_group_after_group": lambda: tf.FalconConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        ffn_hidden_size=48,
+        new_decoder_architecture=True,
+        initializer_range=0.3,
+    ),
+    "codegen_two_heads_together": lambda: tf.CodeGenConfig(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_inner=48,
+        n_layer=2,
+        n_head=8,
+        n_positions=128,
+        rotary_dim=4,
+        initializer_range=0.3,
+    ),
     "openai_gpt_lists": lambda: tf.OpenAIGPTConfig(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
     ),
@@ -120,7 +141,6 @@ PART_MIXTURES: dict[str, Any] = {
 """Mixtures with a layer that is none."""
 
 REFUSED: dict[str, Any] = {
-    "gpt_neox_interleaved": lambda: tf.GPTNeoXConfig(**_COMMON),
     "llama4_every_token_at_every_expert": lambda: tf.Llama4TextConfig(
         **_COMMON, intermediate_size_mlp=48, num_local_experts=4, head_dim=8
     ),

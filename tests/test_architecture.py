@@ -11,6 +11,8 @@ from torch import nn
 
 from culnig_fast.architecture import discover
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import places
+from culnig_fast.neurons import NeuronSite
 
 NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"}
 
@@ -61,6 +63,46 @@ def test_phi3_slices_follow_one_another() -> None:
     assert found["mlp.up_proj"] == slice(48, 96)
 
 
+@pytest.mark.parametrize(
+    ("family", "groups", "shares"),
+    [
+        ("gpt_neox_head_after_head", 4, {"q": 8, "k": 8, "v": 8}),
+        ("falcon_group_after_group", 2, {"q": 16, "k": 8, "v": 8}),
+        ("codegen_two_heads_together", 4, {"q": 8, "v": 8, "k": 8}),
+    ],
+)
+def test_heads_that_follow_one_another_are_told_apart(family: str, groups: int, shares: dict[str, int]) -> None:
+    """Each group of heads holds its share of queries, keys and values, in the order of the family's own code."""
+    found = {x.site: x.columns for x in discover(families.build(family)).locations}
+    period = sum(shares.values())
+    starts = {part: sum(list(shares.values())[: list(shares).index(part)]) for part in shares}
+    for layer in (0, 1):
+        for part, share in shares.items():
+            want = [group * period + starts[part] + i for group in range(groups) for i in range(share)]
+            site = NeuronSite(NAMES[part], layer, groups * share)
+            assert list(places(found[site])) == want
+    text = str(discover(families.build(family)).describe())
+    assert f"of every {period} of its output" in text
+
+
+def test_heads_in_another_order_are_refused() -> None:
+    model = families.build("gpt_neox_head_after_head")
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
+
+    class Shuffled(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)[..., order]
+
+    for layer in model.gpt_neox.layers:
+        layer.attention.query_key_value = Shuffled(layer.attention.query_key_value)
+    with pytest.raises(CulnigError, match=r"query_key_value\.inner .* do not behave as queries, keys and values"):
+        discover(model)
+
+
 def test_swapped_names_are_seen_through() -> None:
     """The module called gate_proj that is used as up projection is up: behaviour decides."""
     model = families.build("llama")
@@ -83,7 +125,6 @@ def test_other_attribute_names_are_found() -> None:
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        ("gpt_neox_interleaved", ["GPTNeoXLayer", "query_key_value"]),
         ("llama4_every_token_at_every_expert", ["Llama4TextDecoderLayer", "Llama4TextExperts", "gate_up_proj"]),
         ("mamba", ["MambaBlock", "in_proj"]),
         ("lfm2_own_width", ["feed_forward.w2 reads 256 columns", "intermediate_size is 48", "rule of its own"]),

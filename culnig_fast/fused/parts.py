@@ -165,7 +165,7 @@ def _projections(locations: list[SiteLocation]) -> tuple[nn.Linear, ...]:
         return modules
     end = 0
     for location in locations:
-        if len(modules) != 1 or location.columns.start != end:
+        if len(modules) != 1 or not isinstance(location.columns, slice) or location.columns.start != end:
             names = ", ".join(location.site.module_name for location in locations)
             raise NotFusable(f"its fused projection does not hold {names} in this order")
         end = location.columns.stop
