@@ -6,8 +6,9 @@ What a projection does is told by `probe`, and is held against the configuration
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
@@ -17,6 +18,7 @@ from culnig_fast.interleaved import Columns, Interleaved, places
 from culnig_fast.mixtures.listed import ListedExperts, tells_tokens_apart
 from culnig_fast.mixtures.probe import Mixture, fused_mixture, listed_mixture
 from culnig_fast.neurons import ATTENTION_MODULES
+from culnig_fast.norm_weights import is_norm_weight
 from culnig_fast.probe import Block, LayerProbe, Projection, lies_under
 
 
@@ -78,7 +80,7 @@ def layer_roles(probe: LayerProbe, config: Any, problem: str, mixture: Mixture |
     else:
         shared = [role for mlp in mlps for role in _mlp_roles(probe, mlp, None, problem)]
         roles += [_renamed(role, "mlp.shared_expert") for role in shared] + _expert_roles(mixture, problem)
-    leftover = _unaccounted(probe.layer, blocks, mixture)
+    leftover = _unaccounted(probe.layer, blocks, mixture, partial(is_norm_weight, probe))
     if leftover is not None:
         raise CulnigError(f"{problem}: {leftover} (found {found}); such a layer would be scored only in part")
     return roles
@@ -250,8 +252,16 @@ def _undecided(problem: str, block: Block, what: str) -> str:
     )
 
 
-def _unaccounted(layer: nn.Module, blocks: list[Block], mixture: Mixture | None = None) -> str | None:
-    """The weights that are in none of the blocks, nor the mixture's, as a phrase; None when there are none."""
+def _unaccounted(
+    layer: nn.Module,
+    blocks: list[Block],
+    mixture: Mixture | None = None,
+    of_norm: Callable[[str], bool] = lambda path: False,
+) -> str | None:
+    """The weights that are in none of the blocks, nor the mixture's, as a phrase; None when there are none.
+
+    `of_norm` tells the weight of a norm from a matrix.
+    """
     known = [projection.path for block in blocks for projection in (*block.entries, block.exit)]
     left = [
         f"{path} {list(parameter.shape)}"
@@ -259,6 +269,7 @@ def _unaccounted(layer: nn.Module, blocks: list[Block], mixture: Mixture | None 
         if parameter.dim() >= 2
         and path.rpartition(".")[0] not in known
         and not (mixture is not None and mixture.covers(layer, path))
+        and not of_norm(path)
     ]
     if not left:
         return None

@@ -81,6 +81,7 @@ UNLISTED: dict[str, Any] = {
         n_positions=128,
         initializer_range=0.3,
     ),
+    "cohere_norm_of_each_head": lambda: tf.CohereConfig(**_COMMON, use_qk_norm=True),
     "gpt_neox_head_after_head": lambda: tf.GPTNeoXConfig(**{**_COMMON, "num_key_value_heads": 4}),
     "falcon_group_after_group": lambda: tf.FalconConfig(
         vocab_size=VOCABULARY,

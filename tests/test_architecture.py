@@ -103,6 +103,23 @@ def test_heads_in_another_order_are_refused() -> None:
         discover(model)
 
 
+def test_the_weight_of_a_norm_of_each_head_is_no_matrix() -> None:
+    model = families.build("cohere_norm_of_each_head")
+    assert len(discover(model).locations) == 12
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight.softmax(-1)
+
+    model.model.layers[1].self_attn.q_norm = Mixing()
+    with pytest.raises(CulnigError, match=r"layer 1 .*q_norm\.weight \[4, 8\]"):
+        discover(model)
+
+
 def test_swapped_names_are_seen_through() -> None:
     """The module called gate_proj that is used as up projection is up: behaviour decides."""
     model = families.build("llama")
