@@ -17,12 +17,13 @@ from torch import nn
 
 from culnig_fast.divided import Division, division_of, refuse_divided
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import Columns, Interleaved, places
 from culnig_fast.mixtures.experts import Experts
 from culnig_fast.mixtures.probe import Mixture, fused_holders, listed_holders
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
 from culnig_fast.probe import LayerProbe, linear_shape, one_process, recorded_layers
 from culnig_fast.roles import Role, Roles, find_mixture, layer_roles, prove_listed
-from culnig_fast.wrappers import decoder_of
+from culnig_fast.wrappers import decoder_of, refuse_adapters
 
 PAPER_SITES = (*ATTENTION_MODULES, *(name for name in MLP_MODULES if not name.endswith(".act")))
 """What is scored unless asked otherwise: every neuron that the method scores (CULNIG, section 2)."""
@@ -40,7 +41,7 @@ class SiteLocation:
     site: NeuronSite
     module: Any
     module_path: str
-    columns: slice
+    columns: Columns
     tensor: Literal["output", "input"] = "output"
     experts: Experts | None = None
     part: str = ""
@@ -103,8 +104,12 @@ class Architecture:
         for name in dict.fromkeys(location.site.module_name for location in self.locations):
             found = [location for location in self.locations if location.site.module_name == name]
             first = found[0]
-            columns = f"columns {first.columns.start}…{first.columns.stop - 1} of its {first.tensor}"
-            if first.experts is not None:
+            if isinstance(first.columns, Interleaved):
+                each = f"columns {first.columns.first}…{first.columns.last - 1} of every {first.columns.period}"
+                columns = f"{each} of its {first.tensor}"
+            else:
+                columns = f"columns {first.columns.start}…{first.columns.stop - 1} of its {first.tensor}"
+            if first.experts is not None and isinstance(first.columns, slice):
                 step = f" in steps of {first.columns.step}" if first.columns.step not in (None, 1) else ""
                 columns = f"{first.part} of {first.site.experts} experts, {columns}{step}"
             sites.append(
@@ -210,7 +215,7 @@ def _discovered(model: Any, alike: bool, divided: bool) -> Architecture:
 def _located(
     role: Role, layer: nn.Module, layer_idx: int, mixture: Mixture | None, paths: dict[int, str]
 ) -> SiteLocation:
-    width = len(range(role.columns.start, role.columns.stop, role.columns.step or 1))
+    width = len(places(role.columns))
     if not role.routed or mixture is None:
         module = layer.get_submodule(role.path)
         site = NeuronSite(role.module_name, layer_idx, width)
@@ -260,16 +265,27 @@ def find_layers(model: Any) -> tuple[nn.Module, nn.ModuleList]:
             f"{type(model).__name__} is not a Hugging Face decoder (it has no get_decoder() or config); "
             "load one with AutoModelForCausalLM"
         )
-    decoder = model.get_decoder() or model
     depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
-    lists = [module for module in lists if all(_linears(layer) for layer in module)]
+    # A model may call its output embedding `decoder`, and get_decoder() then gives that; its body is the base model.
+    found = model.get_decoder() or model
+    decoder, lists = next(
+        ((body, lists) for body in (found, getattr(model, "base_model", found)) if (lists := _lists(body, depth))),
+        (found, []),
+    )
     if not lists:
         raise CulnigError(
             f"{type(decoder).__name__} holds no list of {depth} layers with linear projections, "
             "so its neurons cannot be found; only decoders built of such layers are supported"
         )
-    return decoder, max(lists, key=lambda module: sum(p.numel() for p in module.parameters()))
+    layers = max(lists, key=lambda module: sum(p.numel() for p in module.parameters()))
+    refuse_adapters(layers)
+    return decoder, layers
+
+
+def _lists(decoder: nn.Module, depth: Any) -> list[nn.ModuleList]:
+    """The lists of as many modules, all of which have projections."""
+    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    return [module for module in lists if all(_linears(layer) for layer in module)]
 
 
 def layer_kind(layer: nn.Module) -> tuple[Any, ...]:

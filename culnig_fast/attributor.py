@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from culnig_fast import backend as backends
 from culnig_fast.architecture import Architecture, SiteLocation, architecture_of
 from culnig_fast.batch_scorer import BatchScorer
+from culnig_fast.beginning import begin_gradients
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import PATHS, Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
@@ -110,7 +110,7 @@ class Attributor:
             stack.enter_context(frozen_parameters(self.architecture.model))
             head = LastPosition(self.architecture.model, self.architecture.head)
             stack.callback(head.remove)
-            leaf = self.architecture.embedding.register_forward_hook(_make_leaf)
+            leaf = self.architecture.embedding.register_forward_hook(begin_gradients)
             stack.callback(leaf.remove)
             found = self.architecture
             check_gradients(found.model, found.layers, found.head, lambda: self._few_logits(head))
@@ -262,7 +262,14 @@ class Attributor:
             logits = head.logits(input_ids, lengths)
             if back:
                 watched = self._scorer.watched
-                self.backward(logits.logsumexp(-1), added={location.site for location in self.locations})
+                try:
+                    self.backward(logits.logsumexp(-1), added={location.site for location in self.locations})
+                except (AssertionError, NotImplementedError) as error:  # what the model's own code refuses
+                    reason = " ".join(str(error).split())
+                    raise CulnigError(
+                        f"{type(self.architecture.model).__name__} has no backward pass in evaluation mode "
+                        f"({reason:.200}), so its neurons cannot be scored"
+                    ) from error
                 self._scorer.watched = watched
             return logits
         finally:
@@ -326,8 +333,3 @@ class Attributor:
                     "use path='auto' or 'taps'"
                 )
             yield fusion
-
-
-def _make_leaf(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-    """Gradients end at the embedding's output: nothing below it is scored."""
-    return output.detach().requires_grad_(True)

@@ -114,11 +114,21 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient inside the block; each as it was afterwards."""
+    """No parameter requires a gradient inside the block; each as it was afterwards.
+
+    Raises:
+        CulnigError: the model was made under torch.inference_mode(), and no gradient can pass its parameters.
+    """
+    made_so = next((name for name, parameter in model.named_parameters() if parameter.is_inference()), None)
+    if made_so is not None:
+        raise CulnigError(
+            f"{made_so} of {type(model).__name__} was made under torch.inference_mode(), so no gradient can pass it; "
+            "make or load the model outside that block (torch.no_grad() does no harm)"
+        )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
     try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in trainable:

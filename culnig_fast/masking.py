@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.architecture import Architecture, SiteLocation, architecture_of, discover
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import places
 from culnig_fast.mixtures.experts import Change
 from culnig_fast.modules.columns import scaled_columns
 from culnig_fast.modules.neurons import ModuleNeurons
@@ -122,7 +123,7 @@ def bake(model: Any, neurons: NeuronSet, factor: float = 0.0, *, in_place: bool 
                 location.experts.scale(result, location.part, location.tensor, edits_of, factor)
                 continue
             module: Any = result.get_submodule(location.module_path)
-            index = torch.tensor(columns, device=module.weight.device) + location.columns.start
+            index = torch.tensor(places(location.columns), device=module.weight.device)[columns]
             rows_are_outputs = not isinstance(module, Conv1D)
             along = 0 if rows_are_outputs == (location.tensor == "output") else 1
             _multiply(module.weight, along, index, factor)
@@ -155,7 +156,7 @@ def _scale(location: SiteLocation, columns: list[int], factor: float) -> torch.T
     if (held := location.held) is not None:  # what other processes have is theirs to scale
         width, columns = len(held), [column - held.start for column in columns if column in held]
     scale = torch.ones(width, device=device)
-    scale[torch.tensor(columns, dtype=torch.int64, device=device) + location.columns.start] = factor
+    scale[torch.tensor(places(location.columns), device=device)[columns]] = factor
     return scale
 
 
@@ -181,8 +182,8 @@ def _weights(location: SiteLocation) -> list[nn.Parameter]:
 
 def _expert_columns(location: SiteLocation, columns: list[int]) -> list[tuple[int, int]]:
     """(expert, column of its projection's tensor) of each of the site's neurons."""
-    places = range(location.columns.start, location.columns.stop, location.columns.step or 1)
-    return [(column // len(places), places[column % len(places)]) for column in columns]
+    each = places(location.columns)
+    return [(column // len(each), each[column % len(each)]) for column in columns]
 
 
 def _expert_scale(location: SiteLocation, columns: list[int], factor: float) -> Change:
@@ -190,8 +191,8 @@ def _expert_scale(location: SiteLocation, columns: list[int], factor: float) -> 
     if location.experts is None:
         raise CulnigError(f"{location.module_path} holds no routed experts")
     scale = torch.ones(location.experts.count, location.experts.columns(location.part, location.tensor))
-    experts, places = torch.tensor(_expert_columns(location, columns)).T
-    scale[experts, places] = factor
+    experts, column = torch.tensor(_expert_columns(location, columns)).T
+    scale[experts, column] = factor
     change = _change(scale.to(_device(location)), factor)
     return lambda values, routing: change(values, routing.experts)
 

@@ -23,6 +23,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import Columns, cut, put
 from culnig_fast.last_position import evaluation_mode
 from culnig_fast.wrappers import input_device
 
@@ -84,12 +86,23 @@ class LayerProbe:
         layer: the decoder layer.
         args, kwargs: what the model called it with on `TOKENS` tokens, batch 1.
         most: what decides where the layer's columns are divided among processes: all must run it equally often.
+        name: what messages call it.
+
+    Raises:
+        CulnigError: from every method that runs it: it cannot be run by itself, or what it makes of the tokens cannot
+            be told.
     """
 
     def __init__(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], most: Most = one_process
+        self,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        most: Most = one_process,
+        name: str = "",
     ) -> None:
         self.layer = layer
+        self.name = name or type(layer).__name__
         self.args, self.kwargs = args, kwargs
         self._most = most
 
@@ -126,12 +139,12 @@ class LayerProbe:
         """Whether disturbing the block's entries at one position reaches the exit at an earlier one."""
         return self._reaches(block, _whole(block), _BEFORE)
 
-    def acts_locally(self, block: Block, entry: Projection, columns: slice) -> bool:
+    def acts_locally(self, block: Block, entry: Projection, columns: Columns) -> bool:
         """Whether these columns reach the exit at their own position and at no later one."""
-        place = [(entry, columns)]
+        place: list[tuple[Projection, Columns]] = [(entry, columns)]
         return self._reaches(block, place, _THERE) and not self._reaches(block, place, _AFTER)
 
-    def acts_linearly(self, block: Block, entry: Projection, columns: slice) -> bool:
+    def acts_linearly(self, block: Block, entry: Projection, columns: Columns) -> bool:
         """Whether negating these columns negates what the exit reads (and that is not zero).
 
         The columns are brought to a size at which an activation function bends: near 0 every one of them is linear.
@@ -141,11 +154,14 @@ class LayerProbe:
         size = self._most(float(plain.abs().max()))
         return self._most(float((plain + negated).abs().max())) <= 0.02 * size and size > 0
 
-    def _reaches(self, block: Block, places: list[tuple[Projection, slice]], where: slice) -> bool:
+    def _reaches(self, block: Block, places: list[tuple[Projection, Columns]], where: slice) -> bool:
         plain = self._exit_input(block, {})
         # Both signs: a softmax that is saturated at another token notices only the sign that raises a score.
         for sign in (1.0, -1.0):
-            edits = {entry.path: _edit(columns, partial(_disturb, sign=sign)) for entry, columns in places}
+            edits = {
+                entry.path: _edit(columns, partial(_disturb, sign=sign, where=self._place(entry)))
+                for entry, columns in places
+            }
             if self._most(float(not torch.equal(plain[where], self._exit_input(block, edits)[where]))) > 0:
                 return True
         return False
@@ -161,7 +177,14 @@ class LayerProbe:
             hook = block.exit.module.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].detach()))
             stack.callback(hook.remove)
             self.run()
-        return seen[0].reshape(TOKENS, -1).float()
+        if not seen:
+            raise CulnigError(
+                f"{self.name} does not always run its {block.exit.path}, so its structure cannot be resolved"
+            )
+        return _by_token(seen[0], self._place(block.exit)).float()
+
+    def _place(self, projection: Projection) -> str:
+        return f"{self.name}: {projection.path}"
 
     def _trace(self) -> list[tuple[Projection, torch.Tensor]]:
         calls: list[tuple[Projection, torch.Tensor]] = []
@@ -195,7 +218,7 @@ class LayerProbe:
     def run(self) -> Any:
         """What the layer returns for the recorded call."""
         with torch.no_grad():
-            return self.layer(*self.args, **self.kwargs)
+            return _run(self.layer, self.args, self.kwargs, f"{self.name} cannot be run by itself")
 
 
 def far_inputs(model: Any, vocabulary: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -249,6 +272,9 @@ def recorded_layers(
 
     The model's training flags are restored when the block ends. `most` is the probes'. With `far` there are
     `FAR_TOKENS` tokens, at the last positions that the model is made for.
+
+    Raises:
+        CulnigError: the model cannot be run on text alone, or does not run a layer then.
     """
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     device = input_device(model)
@@ -261,30 +287,61 @@ def recorded_layers(
         with contextlib.ExitStack() as stack, torch.no_grad():
             for layer in layers:
                 stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
-            model(**inputs, use_cache=False)
-        yield [LayerProbe(layer, *calls[id(layer)], most) for layer in layers]
+            _run(model, (), {**inputs, "use_cache": False}, f"{type(model).__name__} cannot be run on text alone")
+        unseen = [index for index, layer in enumerate(layers) if id(layer) not in calls]
+        if unseen:
+            raise CulnigError(
+                f"layer {unseen[0]} ({type(layers[unseen[0]]).__name__}) is not run when {type(model).__name__} reads "
+                "text alone, so its neurons cannot be found; only decoders that run every layer on text are supported"
+            )
+        names = [f"layer {index} ({type(layer).__name__})" for index, layer in enumerate(layers)]
+        yield [LayerProbe(layer, *calls[id(layer)], most, name) for layer, name in zip(layers, names, strict=True)]
 
 
 _BEFORE, _THERE, _AFTER = slice(0, DISTURBED), slice(DISTURBED, DISTURBED + 1), slice(DISTURBED + 1, None)
 
 
-def _whole(block: Block) -> list[tuple[Projection, slice]]:
+def _whole(block: Block) -> list[tuple[Projection, Columns]]:
     return [(entry, slice(0, entry.outputs)) for entry in block.entries]
 
 
-def _edit(columns: slice, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], problem: str) -> Any:
+    """What a module returns; CulnigError when it fails, except for want of memory."""
+    try:
+        return module(*args, **kwargs)
+    except (CulnigError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise CulnigError(
+            f"{problem} ({type(error).__name__}: {reason:.200}), so its structure cannot be resolved"
+        ) from error
+
+
+def _edit(columns: Columns, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     def apply(output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
-        output[..., columns] = change(output[..., columns])
+        put(output, columns, change(cut(output, columns)))
         return output
 
     return apply
 
 
-def _disturb(value: torch.Tensor, sign: float) -> torch.Tensor:
+def _by_token(value: torch.Tensor, where: str) -> torch.Tensor:
+    """A tensor of `TOKENS` rows as a matrix; CulnigError when its rows are no tokens."""
+    width = value.shape[-1]
+    if value.numel() != TOKENS * width:
+        raise CulnigError(
+            f"{where} has {value.numel() // width} rows for {TOKENS} tokens, so which token a row belongs to, and with "
+            "it the layer's structure, cannot be resolved"
+        )
+    return value.reshape(TOKENS, width)
+
+
+def _disturb(value: torch.Tensor, sign: float, where: str) -> torch.Tensor:
     """Add to the disturbed position something unlike it, and so large that a softmax over it must notice."""
-    value = value.clone()
-    tokens = value.view(TOKENS, -1)
+    value = value.clone(memory_format=torch.contiguous_format)
+    tokens = _by_token(value, where)
     pattern = torch.linspace(-1, 1, tokens.shape[1], device=value.device, dtype=torch.float32)
     size = (64 * tokens.float().abs().amax()).clamp(min=1024.0)
     tokens[DISTURBED] += (sign * size * pattern).to(value.dtype)
@@ -295,6 +352,11 @@ def _resized(value: torch.Tensor, size: float) -> torch.Tensor:
     """The value scaled so that its largest element is |size|, with the sign of `size`."""
     largest = value.float().abs().amax()
     return (value.float() * (size / largest.clamp(min=torch.finfo(torch.float32).tiny))).to(value.dtype)
+
+
+def hidden_state(output: Any) -> Any:
+    """What a layer puts out for the next one: what it returns, or the first of a tuple or a list."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from culnig_fast.probe import hidden_state
+
 Run = Callable[[torch.Tensor], torch.Tensor]
 """A layer with all arguments but its hidden state [S, T, H]; returns the next one."""
 
@@ -54,15 +56,15 @@ def _wrapped(layer: nn.Module) -> Iterator[None]:
     def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or not hidden.requires_grad:
             return own(hidden, *args, **kwargs)
-        tupled: list[bool] = []
+        returned: list[type] = []
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
             out = own(hidden, *args, **kwargs)
-            tupled.append(isinstance(out, tuple))
-            return out[0] if tupled[-1] else out
+            returned.append(type(out))
+            return hidden_state(out)
 
         out = _Recomputed.apply(hidden, run)
-        return (out,) if tupled[0] else out
+        return [out] if issubclass(returned[0], list) else (out,) if issubclass(returned[0], tuple) else out
 
     layer.forward = forward
     try:

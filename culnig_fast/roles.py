@@ -6,15 +6,19 @@ What a projection does is told by `probe`, and is held against the configuration
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import Columns, Interleaved, places
 from culnig_fast.mixtures.listed import ListedExperts, tells_tokens_apart
 from culnig_fast.mixtures.probe import Mixture, fused_mixture, listed_mixture
 from culnig_fast.neurons import ATTENTION_MODULES
+from culnig_fast.norm_weights import is_norm_weight
 from culnig_fast.probe import Block, LayerProbe, Projection, lies_under
 
 
@@ -24,7 +28,7 @@ class Role:
 
     module_name: str
     path: str
-    columns: slice
+    columns: Columns
     tensor: Literal["output", "input"] = "output"
     routed: bool = False
 
@@ -50,12 +54,25 @@ def layer_roles(probe: LayerProbe, config: Any, problem: str, mixture: Mixture |
         )
     attention = [block for block in blocks if probe.mixes_tokens(block)]
     mlps = [block for block in blocks if block not in attention]
-    fits = len(mlps) == 1 if mixture is None else len(mlps) <= 1 and all(_is_within(m, mixture) for m in mlps)
-    if len(attention) != 1 or not fits or loose:
+    fits = len(mlps) == 1 if mixture is None else len(mlps) <= 1
+    if len(attention) != 1 or not fits:
+        leftover = _unaccounted(probe.layer, blocks, mixture)
         raise CulnigError(
             f"{problem}: expected one attention block (q, k, v → output) and one MLP (gate, up → down)"
             + ("" if mixture is None else f" or experts ({mixture.path}) with at most one shared MLP beside them")
-            + f", found {len(attention)} and {len(mlps)}: {found}; {_unaccounted(probe.layer, blocks, mixture)}"
+            + f", found {len(attention)} and {len(mlps)}: {found}"
+            + ("" if leftover is None else f"; {leftover}")
+        )
+    if loose:
+        raise CulnigError(
+            f"{problem}: no projection reads what {', '.join(p.path for p in loose)} makes, so what it does cannot be "
+            f"told (found {found})"
+        )
+    outside = [block for block in mlps if mixture is not None and not _is_within(block, mixture)]
+    if mixture is not None and outside:
+        raise CulnigError(
+            f"{problem}: its MLP ({outside[0].describe()}) is no part of the block of the experts {mixture.path}; "
+            "beside experts only a shared MLP within their block is supported"
         )
     if probe.looks_ahead(attention[0]):
         raise CulnigError(
@@ -68,8 +85,8 @@ def layer_roles(probe: LayerProbe, config: Any, problem: str, mixture: Mixture |
     else:
         shared = [role for mlp in mlps for role in _mlp_roles(probe, mlp, None, problem)]
         roles += [_renamed(role, "mlp.shared_expert") for role in shared] + _expert_roles(mixture, problem)
-    leftover = _unaccounted(probe.layer, blocks, mixture)
-    if leftover != "every weight is accounted for":
+    leftover = _unaccounted(probe.layer, blocks, mixture, partial(is_norm_weight, probe))
+    if leftover is not None:
         raise CulnigError(f"{problem}: {leftover} (found {found}); such a layer would be scored only in part")
     return roles
 
@@ -87,8 +104,12 @@ def _expert_roles(mixture: Mixture, problem: str) -> Roles:
     problem = f"{problem}: expert 0 of {mixture.path}"
     blocks, loose = mixture.sample.blocks()
     leftover = _unaccounted(mixture.sample.layer, blocks)
-    if len(blocks) != 1 or loose or leftover != "every weight is accounted for":
-        raise CulnigError(f"{problem} is no single MLP (gate, up → down); {leftover}")
+    if len(blocks) != 1 or loose or leftover is not None:
+        found = "; ".join([block.describe() for block in blocks] + [f"{p.path} alone" for p in loose])
+        raise CulnigError(
+            f"{problem} is no single MLP (gate, up → down): found {found or 'no projection'}"
+            + ("" if leftover is None else f"; {leftover}")
+        )
     if not mixture.sample.is_finite(blocks[0]):
         raise CulnigError(f"{problem}: activations are NaN or infinite; the checkpoint's weights are damaged")
     return [_renamed(role, "mlp.experts", True) for role in _mlp_roles(mixture.sample, blocks[0], None, problem)]
@@ -116,7 +137,12 @@ def prove_listed(mixture: Mixture, roles: Roles, problem: str) -> None:
 
 
 def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> Roles:
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise CulnigError(
+            f"{problem}: {type(config).__name__} names no num_attention_heads, so queries, keys and values cannot be "
+            f"told in {block.describe()}"
+        )
     module = probe.layer.get_submodule(block.exit.path.rpartition(".")[0])
     head_dim = getattr(module, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
     queries = block.exit.inputs
@@ -128,22 +154,18 @@ def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str)
     groups = kv_heads(config)
     widths = [queries, groups * head_dim, groups * head_dim]
     parts = _slices(block.entries, widths, problem, "queries, keys, values", block)
-    named: dict[str, tuple[Projection, slice]] = {}
-    for entry, columns in parts:
-        # Linearity first: under a saturated softmax a value may reach no later token, and would pass for a query.
-        if probe.acts_linearly(block, entry, columns):
-            name = "self_attn.v_proj"
-        elif probe.acts_locally(block, entry, columns):
-            name = "self_attn.q_proj"
-        else:
-            name = "self_attn.k_proj"
-        if name in named:
-            raise CulnigError(_undecided(problem, block, "queries, keys and values"))
-        named[name] = (entry, columns)
+    named = _named(probe, block, parts)
+    if len(block.entries) == 1:  # all in one, but not part after part: perhaps head after head, or some heads together
+        for count in range(2, groups + 1):
+            if len(named) < len(parts) and groups % count == 0:
+                named = _named(probe, block, _interleaved(block.entries[0], widths, count))
+    if len(named) < len(parts):
+        what = "queries, keys and values, one behind the other or head after head"
+        raise CulnigError(_undecided(problem, block, what))
     expected = dict(zip(ATTENTION_MODULES, widths, strict=True))
     roles = []
     for name, (entry, columns) in named.items():
-        width = columns.stop - columns.start
+        width = len(places(columns))
         if width != expected[name]:
             raise CulnigError(
                 f"{problem}: {entry.path} acts as {name} with {width} columns, but the configuration "
@@ -153,13 +175,43 @@ def _attention_roles(probe: LayerProbe, block: Block, config: Any, problem: str)
     return roles
 
 
+def _named(
+    probe: LayerProbe, block: Block, parts: Sequence[tuple[Projection, Columns]]
+) -> dict[str, tuple[Projection, Columns]]:
+    """What each part of an attention block is; fewer than the parts where they do not behave as one of each."""
+    named: dict[str, tuple[Projection, Columns]] = {}
+    for entry, columns in parts:
+        # Linearity first: under a saturated softmax a value may reach no later token, and would pass for a query.
+        if probe.acts_linearly(block, entry, columns):
+            name = "self_attn.v_proj"
+        elif probe.acts_locally(block, entry, columns):
+            name = "self_attn.q_proj"
+        else:
+            name = "self_attn.k_proj"
+        if name in named:
+            break
+        named[name] = (entry, columns)
+    return named
+
+
+def _interleaved(entry: Projection, widths: list[int], count: int) -> list[tuple[Projection, Columns]]:
+    """The parts where they lie in `count` groups, each with its share of every part."""
+    shares = [width // count for width in widths]
+    starts = [sum(shares[:i]) for i in range(len(shares))]
+    return [
+        (entry, Interleaved(start, start + share, sum(shares), sum(widths)))
+        for start, share in zip(starts, shares, strict=True)
+    ]
+
+
 def _mlp_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> Roles:
     width = block.exit.inputs
     declared = getattr(config, "intermediate_size", None)
     if isinstance(declared, int) and declared != width:
         raise CulnigError(
-            f"{problem}: {block.exit.path} reads {width} columns, but the configuration's intermediate_size "
-            f"is {declared}"
+            f"{problem}: {block.exit.path} reads {width} columns where the configuration's intermediate_size is "
+            f"{declared}; either the two do not belong together, or the model makes its width from that by a rule of "
+            "its own, which is not supported"
         )
     act = Role("mlp.act", block.exit.path, slice(0, width), "input")
     if len(block.entries) == 1 and block.entries[0].outputs == width:
@@ -167,7 +219,7 @@ def _mlp_roles(probe: LayerProbe, block: Block, config: Any, problem: str) -> Ro
     parts = _slices(block.entries, [width, width], problem, "gate and up", block)
     linear = [probe.acts_linearly(block, entry, columns) for entry, columns in parts]
     if sum(linear) != 1:
-        raise CulnigError(_undecided(problem, block, "gate and up"))
+        raise CulnigError(_undecided(problem, block, "gate and up, one behind the other"))
     names = ["mlp.up_proj" if is_up else "mlp.gate_proj" for is_up in linear]
     return [Role(name, entry.path, columns) for name, (entry, columns) in zip(names, parts, strict=True)] + [act]
 
@@ -200,12 +252,21 @@ def kv_heads(config: Any) -> int:
 
 def _undecided(problem: str, block: Block, what: str) -> str:
     return (
-        f"{problem}: the columns of {block.describe()} do not behave as {what} in contiguous slices "
-        "(interleaved heads, or weights that are all zero); such a layout is not supported"
+        f"{problem}: the columns of {block.describe()} do not behave as {what} (they lie in another order, or their "
+        "weights are all zero); such a layout is not supported"
     )
 
 
-def _unaccounted(layer: nn.Module, blocks: list[Block], mixture: Mixture | None = None) -> str:
+def _unaccounted(
+    layer: nn.Module,
+    blocks: list[Block],
+    mixture: Mixture | None = None,
+    of_norm: Callable[[str], bool] = lambda path: False,
+) -> str | None:
+    """The weights that are in none of the blocks, nor the mixture's, as a phrase; None when there are none.
+
+    `of_norm` tells the weight of a norm from a matrix.
+    """
     known = [projection.path for block in blocks for projection in (*block.entries, block.exit)]
     left = [
         f"{path} {list(parameter.shape)}"
@@ -213,8 +274,9 @@ def _unaccounted(layer: nn.Module, blocks: list[Block], mixture: Mixture | None 
         if parameter.dim() >= 2
         and path.rpartition(".")[0] not in known
         and not (mixture is not None and mixture.covers(layer, path))
+        and not of_norm(path)
     ]
     if not left:
-        return "every weight is accounted for"
+        return None
     shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
     return f"weights that belong to neither: {shown}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import Columns, cut
 from culnig_fast.mixtures.experts import Routing
 
 
@@ -22,7 +23,7 @@ class Location(Protocol):
         ...
 
     @property
-    def columns(self) -> slice:
+    def columns(self) -> Columns:
         """Of the tensor's last dimension."""
         ...
 
@@ -176,6 +177,6 @@ def _tap(
         if look_again is not None:
             look_again(activation)
         for site in sites:
-            score(site, activation[..., site.columns], grad[..., site.columns], *routing)
+            score(site, cut(activation, site.columns), cut(grad, site.columns), *routing)
 
     return tapped(activation, show, anchor=anchor, copied=copied)

@@ -100,6 +100,17 @@ def input_device(model: Any) -> Any:
     return weight.device
 
 
+def refuse_adapters(layers: Any) -> None:
+    """CulnigError where PEFT has put adapters into some of the layers: a projection's columns are then sums of two."""
+    for path, module in layers.named_modules():
+        if _comes_from(module, "peft"):
+            raise CulnigError(
+                f"layer {path.partition('.')[0]}: PEFT has attached {type(module).__name__} to "
+                f"{path.partition('.')[2] or 'it'}, and only merged adapters can be scored; merge them first "
+                "(model = model.merge_and_unload())"
+            )
+
+
 def check_storable(model: Any) -> None:
     """CulnigError for a model whose layers a bridge has replaced by its own, which no checkpoint can hold."""
     if any(_comes_from(module, "transformer_lens") for module in model.modules()):

@@ -81,6 +81,38 @@ UNLISTED: dict[str, Any] = {
         n_positions=128,
         initializer_range=0.3,
     ),
+    "cohere_norm_of_each_head": lambda: tf.CohereConfig(**_COMMON, use_qk_norm=True),
+    "gpt_neox_head_after_head": lambda: tf.GPTNeoXConfig(**{**_COMMON, "num_key_value_heads": 4}),
+    "falcon_group_after_group": lambda: tf.FalconConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        ffn_hidden_size=48,
+        new_decoder_architecture=True,
+        initializer_range=0.3,
+    ),
+    "codegen_two_heads_together": lambda: tf.CodeGenConfig(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_inner=48,
+        n_layer=2,
+        n_head=8,
+        n_positions=128,
+        rotary_dim=4,
+        initializer_range=0.3,
+    ),
+    "openai_gpt_lists": lambda: tf.OpenAIGPTConfig(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
+    ),
+    "bert_transforms_before_the_head": lambda: tf.BertConfig(**{**_COMMON, "num_key_value_heads": 4}, is_decoder=True),
+    "modernbert_decoder_is_the_head": lambda: tf.ModernBertDecoderConfig(
+        **{**_COMMON, "num_key_value_heads": 4, "tie_word_embeddings": True}, local_attention=8
+    ),
+    "ctrl_scales_in_place": lambda: tf.CTRLConfig(
+        vocab_size=VOCABULARY, n_embd=32, dff=128, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
+    ),
 }
 """Families nobody listed, whose structure is there all the same."""
 
@@ -110,11 +142,63 @@ PART_MIXTURES: dict[str, Any] = {
 """Mixtures with a layer that is none."""
 
 REFUSED: dict[str, Any] = {
-    "gpt_neox_interleaved": lambda: tf.GPTNeoXConfig(**_COMMON),
     "llama4_every_token_at_every_expert": lambda: tf.Llama4TextConfig(
         **_COMMON, intermediate_size_mlp=48, num_local_experts=4, head_dim=8
     ),
     "mamba": lambda: tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
+    "mllama_layers_for_pictures": lambda: tf.MllamaConfig(text_config={**_COMMON, "cross_attention_layers": [1]}),
+    "zaya_values_of_the_token_before": lambda: tf.ZayaConfig(
+        **_COMMON, head_dim=8, num_experts=4, num_experts_per_tok=1
+    ),
+    "cpmant_tokens_put_in_front": lambda: tf.CpmAntConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_attention_heads=4, dim_head=8, dim_ff=48, num_hidden_layers=2
+    ),
+    "xlstm_no_heads": lambda: tf.xLSTMConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_heads=4, num_blocks=2, num_hidden_layers=2, return_last_states=True
+    ),
+    "lfm2_own_width": lambda: tf.Lfm2Config(**_COMMON, layer_types=["full_attention", "full_attention"]),
+    "granite_moe_shared_outside": lambda: tf.GraniteMoeHybridConfig(
+        **_COMMON,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_intermediate_size=40,
+        mamba_n_heads=8,
+        layer_types=["attention", "attention"],
+    ),
+    "gemma4_mlp_beside_experts": lambda: tf.Gemma4TextConfig(
+        **{**_COMMON, "vocab_size_per_layer_input": VOCABULARY},
+        head_dim=8,
+        global_head_dim=8,
+        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=0,
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=24,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "gemma4_inputs_a_layer": lambda: tf.Gemma4TextConfig(
+        **{**_COMMON, "vocab_size_per_layer_input": VOCABULARY},
+        head_dim=8,
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "rwkv_mixes_time": lambda: tf.RwkvConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
+    "recurrent_gemma_gates": lambda: tf.RecurrentGemmaConfig(**_COMMON, head_dim=8, attention_window_size=4),
+    "reformer_no_backward": lambda: tf.ReformerConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        feed_forward_size=48,
+        num_attention_heads=4,
+        attention_head_size=8,
+        attn_layers=["local", "local"],
+        axial_pos_embds=False,
+        max_position_embeddings=128,
+        local_attn_chunk_length=4,
+        is_decoder=True,
+    ),
 }
 """Families whose neurons cannot be told apart, or only in part."""
 

@@ -14,6 +14,8 @@ from wordlevel import make_questions, make_tokenizer
 from culnig_fast.architecture import discover
 from culnig_fast.errors import CulnigError
 from culnig_fast.evaluation import evaluate
+from culnig_fast.interleaved import places
+from culnig_fast.neurons import NeuronSite
 
 NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"}
 
@@ -64,6 +66,63 @@ def test_phi3_slices_follow_one_another() -> None:
     assert found["mlp.up_proj"] == slice(48, 96)
 
 
+@pytest.mark.parametrize(
+    ("family", "groups", "shares"),
+    [
+        ("gpt_neox_head_after_head", 4, {"q": 8, "k": 8, "v": 8}),
+        ("falcon_group_after_group", 2, {"q": 16, "k": 8, "v": 8}),
+        ("codegen_two_heads_together", 4, {"q": 8, "v": 8, "k": 8}),
+    ],
+)
+def test_heads_that_follow_one_another_are_told_apart(family: str, groups: int, shares: dict[str, int]) -> None:
+    """Each group of heads holds its share of queries, keys and values, in the order of the family's own code."""
+    found = {x.site: x.columns for x in discover(families.build(family)).locations}
+    period = sum(shares.values())
+    starts = {part: sum(list(shares.values())[: list(shares).index(part)]) for part in shares}
+    for layer in (0, 1):
+        for part, share in shares.items():
+            want = [group * period + starts[part] + i for group in range(groups) for i in range(share)]
+            site = NeuronSite(NAMES[part], layer, groups * share)
+            assert list(places(found[site])) == want
+    text = str(discover(families.build(family)).describe())
+    assert f"of every {period} of its output" in text
+
+
+def test_heads_in_another_order_are_refused() -> None:
+    model = families.build("gpt_neox_head_after_head")
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
+
+    class Shuffled(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)[..., order]
+
+    for layer in model.gpt_neox.layers:
+        layer.attention.query_key_value = Shuffled(layer.attention.query_key_value)
+    with pytest.raises(CulnigError, match=r"query_key_value\.inner .* do not behave as queries, keys and values"):
+        discover(model)
+
+
+def test_the_weight_of_a_norm_of_each_head_is_no_matrix() -> None:
+    model = families.build("cohere_norm_of_each_head")
+    assert len(discover(model).locations) == 12
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight.softmax(-1)
+
+    model.model.layers[1].self_attn.q_norm = Mixing()
+    with pytest.raises(CulnigError, match=r"layer 1 .*q_norm\.weight \[4, 8\]"):
+        discover(model)
+
+
 def test_swapped_names_are_seen_through() -> None:
     """The module called gate_proj that is used as up projection is up: behaviour decides."""
     model = families.build("llama")
@@ -86,9 +145,21 @@ def test_other_attribute_names_are_found() -> None:
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        ("gpt_neox_interleaved", ["GPTNeoXLayer", "query_key_value"]),
         ("llama4_every_token_at_every_expert", ["Llama4TextDecoderLayer", "Llama4TextExperts", "gate_up_proj"]),
         ("mamba", ["MambaBlock", "in_proj"]),
+        ("lfm2_own_width", ["feed_forward.w2 reads 256 columns", "intermediate_size is 48", "rule of its own"]),
+        (
+            "granite_moe_shared_outside",
+            ["shared_mlp.input_linear", "no part of the block of", "block_sparse_moe.experts"],
+        ),
+        ("gemma4_mlp_beside_experts", ["its MLP (mlp.gate_proj", "no part of the block of the experts experts"]),
+        ("gemma4_inputs_a_layer", ["found 1 and 2", "per_layer_input_gate"]),
+        ("rwkv_mixes_time", ["layer 0 (RwkvBlock): attention (Rwkv", "weights of three dimensions"]),
+        ("recurrent_gemma_gates", ["temporal_block.rg_lru", "not called as experts are"]),
+        ("mllama_layers_for_pictures", ["layer 1 (MllamaCrossAttentionDecoderLayer)", "not run", "text alone"]),
+        ("zaya_values_of_the_token_before", ["layer 0 (ZayaDecoderLayer)", "1 rows for 3 tokens"]),
+        ("cpmant_tokens_put_in_front", ["layer 0 (CpmAntTransformerBlock)", "35 rows for 3 tokens"]),
+        ("xlstm_no_heads", ["layer 0 (xLSTMBlock)", "xLSTMConfig names no num_attention_heads"]),
     ],
 )
 def test_what_cannot_be_resolved_is_refused_by_name(family: str, words: list[str]) -> None:
@@ -98,10 +169,54 @@ def test_what_cannot_be_resolved_is_refused_by_name(family: str, words: list[str
         assert word in str(caught.value)
 
 
+def test_adapters_are_to_be_merged_first() -> None:
+    peft = pytest.importorskip("peft")
+    model = families.build("llama")
+    expected = [(x.site, x.columns) for x in discover(model).locations]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["v_proj"], layers_to_transform=[1], r=2))
+    for given in (adapted, adapted.base_model.model):
+        with pytest.raises(CulnigError, match=r"layer 1: .* to self_attn\.v_proj.*merge_and_unload\(\)"):
+            discover(given)
+    assert [(x.site, x.columns) for x in discover(adapted.merge_and_unload()).locations] == expected
+
+
+@pytest.mark.parametrize("of", ["the model", "the layer"])
+def test_what_cannot_be_run_is_refused_and_want_of_memory_is_not(of: str) -> None:
+    """Both are run: the model once, the layer by itself after that."""
+    for raised, caught in ((ZeroDivisionError("on purpose"), CulnigError), (torch.OutOfMemoryError(), None)):
+        model = families.build("llama")
+        calls: list[int] = []
+
+        def fail(*args: Any, raised: Exception = raised, calls: list[int] = calls) -> None:
+            calls.append(1)
+            if of == "the model" or len(calls) > 1:
+                raise raised
+
+        model.model.layers[0].register_forward_pre_hook(fail)
+        with pytest.raises(caught or type(raised)) as error:
+            discover(model)
+        if caught is not None:
+            for word in (
+                "LlamaForCausalLM" if of == "the model" else "layer 0 (LlamaDecoderLayer)",
+                "cannot be run",
+                "ZeroDivisionError: on purpose",
+                "cannot be resolved",
+            ):
+                assert word in str(error.value)
+
+
 def test_a_second_mlp_is_not_left_out_silently() -> None:
     model = families.build("llama")
     model.model.layers[1].extra = nn.Linear(32, 32)
     with pytest.raises(CulnigError, match=r"layer 1 .*extra\.weight \[32, 32\]"):
+        discover(model)
+
+
+def test_a_projection_that_nothing_reads_is_named() -> None:
+    model = families.build("llama")
+    model.model.layers[1].mlp.after = nn.Linear(32, 32)
+    model.model.layers[1].mlp.register_forward_hook(lambda mlp, args, output: mlp.after(output))
+    with pytest.raises(CulnigError, match=r"layer 1 .* no projection reads what mlp\.after makes"):
         discover(model)
 
 

@@ -13,6 +13,7 @@ import torch
 from wordlevel import make_questions, make_tokenizer
 
 import culnig_fast as cf
+from culnig_fast.last_position import frozen_parameters
 
 TOKENIZER = make_tokenizer()
 QUESTIONS = make_questions(6)
@@ -58,12 +59,47 @@ def test_the_model_is_left_as_it_was_when_something_raises(where: str, monkeypat
     assert state_of(model) == before
 
 
+def test_a_model_made_under_inference_mode_is_refused_as_it_is() -> None:
+    model = families.build("llama")
+    with torch.inference_mode():
+        model.model.layers[1] = copy.deepcopy(model.model.layers[1])
+    before = state_of(model)
+    with pytest.raises(cf.CulnigError, match=r"model\.layers\.1\..* made under torch\.inference_mode\(\)"):
+        cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
+    assert state_of(model) == before
+
+
+def test_freezing_that_fails_midway_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.build("llama")
+    last = list(model.parameters())[-1]
+    freeze = torch.nn.Parameter.requires_grad_
+
+    def fail(parameter: Any, value: bool = True) -> Any:
+        if parameter is last and not value:
+            raise RuntimeError("on purpose")
+        return freeze(parameter, value)
+
+    monkeypatch.setattr(torch.nn.Parameter, "requires_grad_", fail)
+    with pytest.raises(RuntimeError, match="on purpose"), frozen_parameters(model):
+        pass
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_dropout_is_off() -> None:
     model = families.build("llama").train()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
     runs = [cf.attribute(model, TOKENIZER, QUESTIONS, progress=False) for _ in range(2)]
     assert np.array_equal(runs[0].totals, runs[1].totals)
+
+
+def test_a_model_without_a_backward_pass_is_refused() -> None:
+    """Reformer's own backward asserts that the model is in training mode."""
+    model = families.build("reformer_no_backward")
+    before = state_of(model)
+    with pytest.raises(cf.CulnigError, match="ReformerModelWithLMHead has no backward pass in evaluation mode"):
+        cf.attribute(model, TOKENIZER, QUESTIONS, progress=False)
+    assert state_of(model) == before
 
 
 def test_any_objective() -> None:
@@ -151,6 +187,16 @@ def test_bad_questions_are_refused_by_name() -> None:
         cf.attribute(model, TOKENIZER, [], progress=False)
     with pytest.raises(cf.CulnigError, match="twice"):
         cf.attribute(model, TOKENIZER, [QUESTIONS[0], QUESTIONS[0]], progress=False)
+
+
+def test_a_layer_of_nan_is_called_that() -> None:
+    """Discovery looks at one layer of each kind; the other is looked at when it is to be fused."""
+    model = families.build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate_proj.weight[3, 3] = torch.nan
+    with cf.Attributor(model) as attributor:
+        assert attributor.fusion.layers == ()
+        assert "NaN" in attributor.fusion.reasons[1]
 
 
 def test_nan_weights_are_named() -> None:

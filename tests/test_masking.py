@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
 import culnig_fast as cf
+from culnig_fast.interleaved import places
 
 ALL = {**families.LISTED, **families.UNLISTED}
 TOKENS = torch.tensor([[9, 12, 30, 5, 22]])
@@ -41,8 +42,8 @@ def test_suppressed_neurons_are_zero_and_others_are_not(family: str) -> None:
         for location in architecture.locations:
             key = (location.site.module_name, location.site.layer_idx)
 
-            def output(m: Any, a: Any, o: torch.Tensor, key: Any = key, cut: slice = location.columns) -> None:
-                seen[key] = o[..., cut]
+            def output(m: Any, a: Any, o: torch.Tensor, key: Any = key, columns: Any = location.columns) -> None:
+                seen[key] = o[..., list(places(columns))]
 
             def given(m: Any, a: Any, key: Any = key) -> None:
                 seen[key] = a[0]

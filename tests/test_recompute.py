@@ -29,7 +29,10 @@ def score(model: Any, **options: Any) -> cf.ScoreTable:
     ("family", "path"),
     [
         *((family, "auto") for family in families.LISTED),
-        *((family, "taps") for family in ("llama", "phi3", "gemma3", "opt_plain", "cohere_parallel")),
+        *(
+            (family, "taps")
+            for family in ("llama", "phi3", "gemma3", "opt_plain", "cohere_parallel", "openai_gpt_lists")
+        ),
     ],
 )
 def test_totals_keep_their_bits(family: str, path: str) -> None:

@@ -16,6 +16,7 @@ from culnig_fast.architecture import SiteLocation
 from culnig_fast.baselines.asked import Asked, ask, gold_log_p
 from culnig_fast.baselines.hooks import Change, replaced, replaced_routed
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import places
 from culnig_fast.last_position import LastPosition
 from culnig_fast.mixtures.experts import Change as RoutedChange
 from culnig_fast.mixtures.experts import Routing
@@ -167,9 +168,9 @@ def _places(asked: Asked, neurons: NeuronSet) -> list[_Place]:
 
 
 def _place(location: SiteLocation, neuron: int) -> _Place:
+    columns = places(location.columns)
     if location.experts is None:
-        return _Place(location, location.columns.start + neuron)
-    columns = range(location.columns.start, location.columns.stop, location.columns.step or 1)
+        return _Place(location, columns[neuron])
     return _Place(location, columns[neuron % len(columns)], neuron // len(columns))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from culnig_fast.architecture import SiteLocation
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import cut
 from culnig_fast.mixtures.experts import Change as RoutedChange
 from culnig_fast.mixtures.experts import Routing
 from culnig_fast.tap import hook_tensor
@@ -31,11 +32,11 @@ def observed(locations: Sequence[SiteLocation], look: Callable[..., None], rows:
     """
 
     def show(location: SiteLocation, tensor: torch.Tensor) -> None:
-        look(location, _by_row(tensor, rows())[..., location.columns])
+        look(location, cut(_by_row(tensor, rows()), location.columns))
 
     def show_routed(location: SiteLocation) -> RoutedChange:
         def unchanged(values: torch.Tensor, routing: Routing) -> torch.Tensor:
-            look(location, values[:, location.columns], routing)
+            look(location, cut(values, location.columns), routing)
             return values
 
         return unchanged

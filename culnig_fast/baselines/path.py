@@ -29,6 +29,7 @@ from culnig_fast.baselines.asked import Asked, ask, gold_log_p
 from culnig_fast.baselines.hooks import replaced
 from culnig_fast.baselines.routed_path import RoutedPath, routed_gradient
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import cut, put
 from culnig_fast.last_position import LastPosition
 from culnig_fast.neurons import named_modules
 from culnig_fast.provenance import provenance
@@ -159,8 +160,9 @@ def _gradient(
     def scale(value: torch.Tensor) -> torch.Tensor:
         # Everything before the site is constant, so the graph starts here and backward ends here.
         leaf = value.detach().clone()
-        kept.append(leaf[..., location.columns].clone())
-        leaf[..., location.columns] *= alpha.to(leaf.device, leaf.dtype)[:, None, None]
+        own = cut(leaf, location.columns).clone()
+        kept.append(own)
+        put(leaf, location.columns, own * alpha.to(leaf.device, leaf.dtype)[:, None, None])
         kept.append(leaf.requires_grad_(True))
         return leaf
 
@@ -169,7 +171,7 @@ def _gradient(
         act, leaf = kept
         (grad,) = torch.autograd.grad(log_p.sum(), leaf)
     work = torch.float64 if act.dtype == torch.float64 else torch.float32
-    return act.to(work), grad[..., location.columns].to(work), log_p.detach().double().exp()
+    return act.to(work), cut(grad, location.columns).to(work), log_p.detach().double().exp()
 
 
 def _log_p(asked: Asked, head: LastPosition, index: np.ndarray, copies: int) -> torch.Tensor:

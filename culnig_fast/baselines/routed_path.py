@@ -17,6 +17,7 @@ import torch
 from culnig_fast.architecture import SiteLocation
 from culnig_fast.baselines.hooks import replaced_routed
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import cut, put
 from culnig_fast.mixtures.experts import Routing
 
 
@@ -54,9 +55,10 @@ def routed_gradient(
 
     def scale(values: torch.Tensor, routing: Routing) -> torch.Tensor:
         leaf = values.detach().clone()
-        acts.append(leaf[:, location.columns].clone())
+        own = cut(leaf, location.columns).clone()
+        acts.append(own)
         by_row = alpha.to(leaf.device, leaf.dtype)[routing.tokens // positions]
-        leaf[:, location.columns] *= by_row[:, None]
+        put(leaf, location.columns, own * by_row[:, None])
         leaves.append(leaf.requires_grad_(True))
         routings.append(routing)
         return leaf
@@ -66,7 +68,7 @@ def routed_gradient(
     device = acts[0].device
     return RoutedGradient(
         torch.cat([act.to(device) for act in acts]),
-        torch.cat([grad[:, location.columns].to(device) for grad in grads]),
+        torch.cat([cut(grad, location.columns).to(device) for grad in grads]),
         torch.cat([routing.tokens.to(device) for routing in routings]),
         torch.cat([routing.experts.to(device) for routing in routings]),
     )

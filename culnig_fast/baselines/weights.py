@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.architecture import SiteLocation, architecture_of
 from culnig_fast.errors import CulnigError
+from culnig_fast.interleaved import cut, places
 from culnig_fast.neurons import named_modules
 from culnig_fast.quantised import why_not_plain
 from culnig_fast.scores import ScoreTable
@@ -45,8 +46,8 @@ def weight_norms(model: Any, sites: Iterable[str] | None = None) -> ScoreTable:
 
 def _norms(location: SiteLocation) -> torch.Tensor:
     if location.experts is not None:
-        rows = location.experts.rows(location.part, location.tensor)
-        return torch.cat([torch.linalg.vector_norm(one[location.columns], dim=1, dtype=torch.float64) for one in rows])
+        own = (cut(one.T, location.columns) for one in location.experts.rows(location.part, location.tensor))
+        return torch.cat([torch.linalg.vector_norm(one, dim=0, dtype=torch.float64) for one in own])
     kind = why_not_plain(location.module)
     if kind is not None:
         raise CulnigError(f"{location.module_path} is quantised ({kind}); load the model unquantised")
@@ -54,6 +55,9 @@ def _norms(location: SiteLocation) -> torch.Tensor:
     outputs_first = not isinstance(location.module, Conv1D)
     along = 1 if outputs_first == (location.tensor == "output") else 0
     # Only the site's own part is widened to float64.
-    part = weight.narrow(1 - along, location.columns.start, location.columns.stop - location.columns.start)
+    if isinstance(location.columns, slice):
+        part = weight.narrow(1 - along, location.columns.start, location.columns.stop - location.columns.start)
+    else:
+        part = weight.index_select(1 - along, torch.tensor(places(location.columns), device=weight.device))
     norms: torch.Tensor = torch.linalg.vector_norm(part, dim=along, dtype=torch.float64)
     return norms

@@ -116,7 +116,10 @@ def fuse_layer(
         layer = join_layer(parts, scoring, first, own)
         got = [layer(*probe.args, **probe.kwargs) for probe in calls]
         for one, other in zip(got, expected, strict=True):
-            if not (same_output(one[0], other[0]) if parts.returns_tuple else same_output(one, other)):
+            here, right = (one[0], other[0]) if parts.returns_tuple else (one, other)
+            if not right.isfinite().all():
+                raise NotFusable("what it puts out is NaN or infinite: its weights are damaged, or its dtype overflows")
+            if not same_output(here, right):
                 raise NotFusable("it computes something else than a gated MLP and rotary attention between RMS norms")
         stack.push(own.pop_all())
     return layer

@@ -113,7 +113,7 @@ def find_parts(probe: LayerProbe, sites: Sequence[SiteLocation]) -> LayerParts:
             activation=_activation(trace, by_name["mlp.gate_proj"]),
             scale=scale,
             positions="",
-            returns_tuple=isinstance(trace.result, tuple),
+            returns_tuple=isinstance(trace.result, (tuple, list)),
             inside=tuple(probe.layer.modules())[1:],
         )
         norms.check_all_found(probe.layer)
@@ -165,7 +165,7 @@ def _projections(locations: list[SiteLocation]) -> tuple[nn.Linear, ...]:
         return modules
     end = 0
     for location in locations:
-        if len(modules) != 1 or location.columns.start != end:
+        if len(modules) != 1 or not isinstance(location.columns, slice) or location.columns.start != end:
             names = ", ".join(location.site.module_name for location in locations)
             raise NotFusable(f"its fused projection does not hold {names} in this order")
         end = location.columns.stop

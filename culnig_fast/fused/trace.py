@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from culnig_fast.architecture import SiteLocation
+from culnig_fast.interleaved import cut
 from culnig_fast.probe import LayerProbe
 
 
@@ -57,7 +58,7 @@ class Trace:
 
     def columns_of(self, location: SiteLocation) -> torch.Tensor:
         """A site's own columns of what its projection put out."""
-        return self.output_of(location.module)[..., location.columns]
+        return cut(self.output_of(location.module), location.columns)
 
 
 def record(probe: LayerProbe) -> Trace:

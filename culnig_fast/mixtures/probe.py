@@ -54,14 +54,18 @@ class Mixture:
     def covers(self, layer: nn.Module, parameter: str) -> bool:
         """Whether the parameter is the experts' or the router's.
 
-        A router is a matrix [experts, hidden] right in the block, and so is the [1, hidden] gate of a shared expert.
+        A router is a module right in the block, whose only matrix is [experts, hidden], with or without a correction
+        [1, experts]; the gate of a shared expert has [1, hidden]. An MLP has another matrix as well.
         """
         if lies_under(parameter, self.path):
             return True
-        parent, _, name = parameter.rpartition(".")
-        shape = list(layer.get_parameter(parameter).shape)
-        inside = name == "weight" and parent.rpartition(".")[0] == self.block
-        return inside and shape in ([self.experts.count, self.hidden], [1, self.hidden])
+        prefix = f"{self.block}." if self.block else ""
+        child, dot, _ = parameter.removeprefix(prefix).partition(".")
+        if not dot or not parameter.startswith(prefix):
+            return False
+        shapes = [list(p.shape) for p in layer.get_submodule(prefix + child).parameters() if p.dim() >= 2]
+        matrices = [shape for shape in shapes if shape != [1, self.experts.count]]
+        return matrices in ([[self.experts.count, self.hidden]], [[1, self.hidden]])
 
     def skipped(self, layer: nn.Module) -> list[str]:
         """Paths of modules that are no part of attention or of a shared expert."""
@@ -124,22 +128,26 @@ def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | Non
     if not holders:
         return None
     path, module = holders[0]
-    what = f"{problem}: the experts {path} ({_shapes(module)})"
+    what = f"{problem}: {path} ({_shapes(module)})"
     if len(holders) > 1:
-        raise CulnigError(f"{what} and {holders[1][0]} are two; only one mixture of experts in a layer is understood")
+        raise CulnigError(
+            f"{what} and {holders[1][0]} both hold weights of three dimensions; only one mixture of experts in a layer "
+            "is understood, and nothing else that has such weights"
+        )
     block = path.rpartition(".")[0]
     opened = vars(module).get("forward")
     call = recorded_call(probe, module)
     tensors = () if call is None else call.args
     if call is None or call.kwargs or len(tensors) != 3 or not all(isinstance(x, torch.Tensor) for x in tensors):
         raise CulnigError(
-            f"{what} are not called with tokens, chosen experts and weights; such a form is not supported"
+            f"{what} holds weights of three dimensions, but is not called as experts are, with tokens, chosen experts "
+            "and their weights; such a form is not supported"
         )
     hidden = int(tensors[0].shape[-1])
     if isinstance(opened, OpenForward):  # somebody's changes are in it, and it was proved before they came
         return Mixture(opened.experts, module, path, block, hidden)
     if not isinstance(call.output, torch.Tensor) or not bool(call.output.isfinite().all()):
-        raise CulnigError(f"{what} return NaN, infinities or no tensor; the checkpoint's weights may be damaged")
+        raise CulnigError(f"{what} returns NaN, infinities or no tensor; the checkpoint's weights may be damaged")
     right = [
         experts
         for form in forms(module, hidden)
@@ -147,8 +155,8 @@ def fused_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | Non
     ]
     if len(right) != 1:
         raise CulnigError(
-            f"{what} compute something else than down(gate and up) of each token's experts, weighted; "
-            "such experts cannot be scored, or only in part"
+            f"{what} computes something else than down(gate and up) of each token's experts, weighted; "
+            "if these are experts, they cannot be scored, or only in part"
         )
     return Mixture(right[0], module, path, block, hidden)
 
@@ -251,7 +259,8 @@ def listed_mixture(probe: LayerProbe, prefix: str, problem: str) -> Mixture | No
     hidden = int(call.args[0].shape[-1])
     experts = ListedExperts(block, module, f"{prefix}.{path}", (type(module[0]), form))
     tokens = call.args[0].detach().reshape(-1, hidden)
-    return Mixture(experts, module, path, block_path, hidden, LayerProbe(module[0], (tokens,), {}))
+    sample = LayerProbe(module[0], (tokens,), {}, name=f"{problem}: expert 0 of {path}")
+    return Mixture(experts, module, path, block_path, hidden, sample)
 
 
 def _linears(module: nn.Module) -> tuple[Any, ...]:

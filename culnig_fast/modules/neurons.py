@@ -11,6 +11,7 @@ import numpy as np
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.files import json_digest, json_text, read_json, write_json
+from culnig_fast.interleaved import places as columns_in_order
 from culnig_fast.modules.sites import SIDES, ModuleLayout
 from culnig_fast.neurons import finite, whole
 
@@ -138,7 +139,7 @@ class ModuleNeurons:
             raise CulnigError(
                 f"routed experts ({', '.join(routed)}) have no module of their own to name; leave them out of the set"
             )
-        cut = [range(place.columns.start, place.columns.stop, place.columns.step or 1) for place in places]
+        cut = [columns_in_order(place.columns) for place in places]
         columns = np.array([mine[n.neuron_idx] for mine, n in zip(cut, neurons, strict=True)], dtype=np.int64)
         paths, sides = tuple(place.module_path for place in places), tuple(place.tensor for place in places)
         return cls(paths, columns, sides, (-1,) * len(places), neurons.scores, dict(neurons.info))

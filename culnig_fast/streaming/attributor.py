@@ -25,6 +25,7 @@ from culnig_fast.fused.trace import NotFusable
 from culnig_fast.last_position import LastPosition
 from culnig_fast.overwriting import overwritten
 from culnig_fast.positions import counted
+from culnig_fast.probe import hidden_state
 from culnig_fast.streaming.block import BlockBatch, States
 from culnig_fast.streaming.calls import Call
 from culnig_fast.streaming.model import StreamedModel
@@ -210,8 +211,8 @@ class StreamedAttributor(Attributor):
         called: Callable[..., Any] = layer if stand_in is None else stand_in
 
         def run(hidden: torch.Tensor, call: Call) -> torch.Tensor:
-            out = called(hidden, *call.args, **call.kwargs)
-            return out[0] if isinstance(out, tuple) else out
+            out: torch.Tensor = hidden_state(called(hidden, *call.args, **call.kwargs))
+            return out
 
         if stand_in is not None and index == len(self.streamed.layers) - 1:
             stand_in.last_position = self.fusion.last_position
@@ -222,7 +223,7 @@ class StreamedAttributor(Attributor):
         probe, _ = self.streamed.probes[index]
         hidden, *further = probe.args
         out = self.architecture.layers[index](hidden.detach().requires_grad_(True), *further, **probe.kwargs)
-        torch.autograd.backward((out[0] if isinstance(out, tuple) else out).sum())
+        torch.autograd.backward(hidden_state(out).sum())
 
     def _fused_layer(self, index: int, stack: contextlib.ExitStack) -> FusedLayer | None:
         """The layer's stand-in, proved when its weights are in memory for the first time; None where it has none."""
@@ -271,7 +272,7 @@ class StreamedAttributor(Attributor):
                 layer.last_position = cut
                 self._begin(batch)
                 out = layer(*probe.args, **probe.kwargs)
-                answers.append(self._logits(out[0] if isinstance(out, tuple) else out, batch))
+                answers.append(self._logits(hidden_state(out), batch))
             return same_model(answers[1], answers[0], self.architecture.embedding.weight.dtype)
 
     def _check_path(self) -> None:

@@ -43,7 +43,7 @@ class Surroundings:
         model: the model.
         layers: its decoder layers.
         embedding: its input embedding.
-        tupled: for each layer, whether it returns its hidden state in a tuple.
+        tupled: for each layer, whether it returns its hidden state in a tuple or a list.
     """
 
     def __init__(self, model: Any, layers: Sequence[nn.Module], embedding: Any, tupled: Sequence[bool]) -> None:
@@ -84,7 +84,7 @@ class Surroundings:
         """
         last = len(self.layers) - 1
         shape = (*input_ids.shape, self.embedding.weight.shape[1])
-        blank = state.new_zeros(1).detach().expand(shape)
+        blank = state.detach().new_zeros(shape)  # a tensor of its own: a model may scale its embeddings in place
         with (
             self._standing_in(lambda index, hidden, call: state if index == last else hidden),
             replaced_forward(self.embedding, lambda *args, **kwargs: blank),

@@ -17,10 +17,10 @@ from culnig_fast.fused.fusion import replaced_forward
 from culnig_fast.probe import LayerProbe, far_inputs
 from culnig_fast.streaming.calls import Surroundings
 from culnig_fast.streaming.names import match_buffers, match_names
-from culnig_fast.streaming.pieces import read_stored, tensor_names
+from culnig_fast.streaming.pieces import Stored, read_stored, tensor_names
 from culnig_fast.streaming.shards import Shards
 from culnig_fast.streaming.skeleton import build_skeleton
-from culnig_fast.streaming.weights import Part, Weights, part_of
+from culnig_fast.streaming.weights import Part, Slot, Weights, part_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def open_streamed(
     """Open a checkpoint without loading it.
 
     Reads one layer of each kind, the embedding and the head, to find the neurons; what is small and belongs to no layer
-    (final norm, position embeddings) stays loaded.
+    (final norm, position embeddings, what the head is preceded by) stays loaded.
 
     Args:
         folder: configuration and safetensors files.
@@ -88,6 +88,7 @@ def open_streamed(
     weights.keep(staying)
     with contextlib.ExitStack() as stack:
         stack.enter_context(weights.loaded(*ends))
+        further = stack.enter_context(_arriving(model, set(needed), weights))
         scout = stack.enter_context(_scouting(list(layers), weights, parts))
         architecture = discover_alike(model)
         surroundings = Surroundings(model, list(layers), embedding, scout.tupled())
@@ -95,9 +96,43 @@ def open_streamed(
     with weights.loaded(ends[0]):
         surroundings.check_chain(_few_tokens(embedding, weights.device))
         far = _far_calls(model, surroundings, list(layers), weights.device)
-    fingerprint = shards.fingerprint(tensor_names(list(of.values())))
+    fingerprint = shards.fingerprint(tensor_names([*of.values(), *further]))
     calls = tuple(zip(probes, far, strict=True))
     return StreamedModel(architecture, surroundings, calls, weights, tuple(parts), *ends, fingerprint)
+
+
+@contextlib.contextmanager
+def _arriving(model: Any, known: set[int], weights: Weights) -> Iterator[list[Stored]]:
+    """Inside the block, what the model runs beside decoder and head is loaded when it is called first, and stays.
+
+    A head may have layers of its own before the output embedding, as BERT's has; a tower for pictures is not run.
+
+    Args:
+        model: the skeleton.
+        known: ids of the parameters that are brought in otherwise.
+        weights: brings in the others.
+
+    Yields:
+        what was loaded.
+    """
+    found: list[Stored] = []
+
+    def arrive(module: nn.Module, path: str, names: list[str]) -> None:
+        paths = {name: f"{path}.{name}" if path else name for name in names if module.get_parameter(name).is_meta}
+        shapes = {paths[name]: tuple(module.get_parameter(name).shape) for name in paths}
+        tensors = match_names(model, shapes, weights.shards)
+        weights.keep(tuple(Slot(module, name, tensors[paths[name]]) for name in paths))
+        found.extend(tensors.values())
+
+    with contextlib.ExitStack() as stack:
+        for path, module in model.named_modules():
+            names = [name for name, p in module.named_parameters(recurse=False) if p.is_meta and id(p) not in known]
+            if names:
+                hook = module.register_forward_pre_hook(
+                    lambda module, args, path=path, names=names: arrive(module, path, names)
+                )
+                stack.callback(hook.remove)
+        yield found
 
 
 def _load_buffers(model: Any, decoder: nn.Module, shards: Shards) -> None:
@@ -152,11 +187,11 @@ class _Scout:
             self._stack.enter_context(self.weights.loaded(self.parts[index]))
             self._loaded = index
         out = self._forwards[index](*args, **kwargs)
-        self._tupled[kind] = isinstance(out, tuple)
+        self._tupled[kind] = isinstance(out, (tuple, list))
         return out
 
     def tupled(self) -> list[bool]:
-        """For each layer, whether it returns a tuple."""
+        """For each layer, whether it returns a tuple or a list."""
         return [self._tupled[layer_kind(layer)] for layer in self.layers]
 
     def unload(self) -> None:

@@ -26,7 +26,9 @@ def every_kind(model: Any, count: int = 12) -> cf.NeuronSet:
     return cf.NeuronSet.from_flat(layout, [*chosen, *drawn])
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gemma2", "opt_plain", "gpt2_conv1d_fused"])
+@pytest.mark.parametrize(
+    "family", ["llama", "phi3", "gemma2", "opt_plain", "gpt2_conv1d_fused", "gpt_neox_head_after_head"]
+)
 def test_it_equals_suppressing_one_neuron_at_a_time(family: str) -> None:
     model, questions = families.build(family), make_questions(7, groups=2)
     neurons = every_kind(model)
@@ -61,7 +63,7 @@ def test_agreement_is_scipys_rank_correlation() -> None:
         agreement(scores, effects, 61)
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "falcon_group_after_group"])
 def test_the_path_is_complete(family: str) -> None:
     """Σ over neurons and positions of a site's IG = P(full) − P(site zeroed), and the error falls as 1/m²."""
     model, questions = families.build(family, torch.float64), make_questions(4, groups=4)

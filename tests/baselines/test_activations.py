@@ -165,6 +165,11 @@ def test_mean_activation_and_weight_norm_fill_sets_of_the_same_size() -> None:
     own = weight_norms(conv, ("mlp.up_proj",))
     want = conv.transformer.h[0].mlp.c_fc.weight.detach().double().norm(dim=0).numpy()
     np.testing.assert_allclose(own.totals[0, own.layout.slice("mlp.up_proj", 0)], want, rtol=1e-12)
+    heads = families.build("gpt_neox_head_after_head")
+    own = weight_norms(heads, ("self_attn.k_proj",))
+    weight = heads.gpt_neox.layers[1].attention.query_key_value.weight.detach().double()
+    want = weight.view(4, 3, 8, 32)[:, 1].reshape(32, 32).norm(dim=1).numpy()
+    np.testing.assert_allclose(own.totals[0, own.layout.slice("self_attn.k_proj", 1)], want, rtol=1e-12)
 
 
 def test_files_come_back_equal_and_others_are_refused(tmp_path: Path) -> None:

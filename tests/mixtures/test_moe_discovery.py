@@ -12,6 +12,7 @@ import torch
 from listed_mixture import as_list
 from moe_checks import QUESTIONS, attributed
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 import culnig_fast as cf
 from culnig_fast.mixtures.listed import matching_rows
@@ -61,6 +62,14 @@ def test_a_weight_more_is_not_left_out_silently(where: str) -> None:
     model.model.layers[1].get_submodule(where).extra = nn.Parameter(torch.zeros(32, 32))
     with pytest.raises(cf.CulnigError, match=re.escape("extra [32, 32]") if where != "mlp.experts" else "mlp.experts"):
         cf.discover(model)
+
+
+def test_a_shared_expert_as_narrow_as_there_are_experts_is_no_router() -> None:
+    config = families.MIXTURES["qwen2_moe"]()
+    config.shared_expert_intermediate_size = config.num_experts
+    torch.manual_seed(0)
+    names = cf.discover(AutoModelForCausalLM.from_config(config).eval()).layout().module_names
+    assert {"mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"} <= set(names)
 
 
 def test_listed_experts_that_differ_or_hide_their_tokens_are_refused() -> None:

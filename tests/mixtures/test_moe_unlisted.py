@@ -24,6 +24,8 @@ FOUND: dict[str, Any] = {
     "Phimoe": {**FEW, "num_local_experts": 4},
     "GraniteMoe": {**FEW, "num_local_experts": 4},
     "Dots1": {**DEEP, "head_dim": 8, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "Ernie4_5_Moe": {**families._COMMON, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
+    "HunYuanMoEV1": {**FEW, "num_experts": 4, "moe_topk": 2, "head_dim": 8},
 }
 REFUSED: dict[str, Any] = {
     "GraniteMoeShared": {**FEW, "num_local_experts": 4, "shared_intermediate_size": 24},

@@ -115,7 +115,7 @@ def test_what_is_infinite_is_replaced_too() -> None:
         assert model(x).isfinite()
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2_conv1d_fused", "opt_plain"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2_conv1d_fused", "opt_plain", "gpt_neox_head_after_head"])
 def test_a_decoders_neurons_by_path_are_the_same_neurons(family: str) -> None:
     model = families.build(family)
     architecture = cf.discover(model)

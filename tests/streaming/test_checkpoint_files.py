@@ -186,7 +186,7 @@ def test_a_checkpoint_that_vanishes_is_an_error_of_one_sentence(tmp_path: Path) 
         shards.read_into("model.norm.weight", torch.empty(32))
 
 
-@pytest.mark.parametrize("family", ["llama4_every_token_at_every_expert", "gpt_neox_interleaved"])
+@pytest.mark.parametrize("family", ["llama4_every_token_at_every_expert", "lfm2_own_width"])
 def test_what_is_refused_in_memory_is_refused_here(family: str, tmp_path: Path) -> None:
     import families
 
