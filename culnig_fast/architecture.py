@@ -21,7 +21,8 @@ from culnig_fast.interleaved import Columns, Interleaved, places
 from culnig_fast.mixtures.experts import Experts
 from culnig_fast.mixtures.probe import Mixture, fused_holders, listed_holders
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
-from culnig_fast.probe import LayerProbe, linear_shape, one_process, recorded_layers
+from culnig_fast.probe import LayerProbe, linear_shape, one_process
+from culnig_fast.recorded import recorded_layers
 from culnig_fast.roles import Role, Roles, find_mixture, layer_roles, prove_listed
 from culnig_fast.wrappers import decoder_of, refuse_adapters
 

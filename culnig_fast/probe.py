@@ -12,12 +12,11 @@ Then one projection at a time is disturbed and the input of its block's last pro
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,13 +24,9 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.interleaved import Columns, cut, put
-from culnig_fast.last_position import evaluation_mode
-from culnig_fast.wrappers import input_device
 
 TOKENS = 3
 DISTURBED = 1
-FAR_TOKENS = 16
-"""Of a second call, at the last positions that a model is made for: a layer may do something else there."""
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -218,84 +213,7 @@ class LayerProbe:
     def run(self) -> Any:
         """What the layer returns for the recorded call."""
         with torch.no_grad():
-            return _run(self.layer, self.args, self.kwargs, f"{self.name} cannot be run by itself")
-
-
-def far_inputs(model: Any, vocabulary: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Tokens [1, FAR_TOKENS] at the last positions that the model is made for; fewer where it has fewer.
-
-    Where rotations change with the longest position of a run, they stand before that.
-    """
-    text = model.config.get_text_config(decoder=True)
-    limit = rotation_limit(text)
-    end = getattr(text, "max_position_embeddings", None) or FAR_TOKENS if limit is None else limit.positions
-    count = min(FAR_TOKENS, end)
-    inputs = {"input_ids": _tokens(count, vocabulary, device)}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = torch.arange(end - count, end, device=device)[None]
-    return inputs
-
-
-def _tokens(count: int, vocabulary: int, device: torch.device) -> torch.Tensor:
-    return (torch.arange(3, 3 + count, device=device) % vocabulary)[None]
-
-
-class RotationLimit(NamedTuple):
-    """Up to how many positions a model's rotations are the same in every run, and of what kind they are."""
-
-    positions: int
-    kind: str
-
-
-def rotation_limit(config: Any) -> RotationLimit | None:
-    """The least one of a text configuration's rotations; None without a limit.
-
-    `dynamic` and `longrope` choose their frequencies by the longest position of a run, pads included.
-    """
-    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    found = []
-    for rotation in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
-        kind = rotation.get("rope_type", rotation.get("type"))
-        positions = rotation.get("original_max_position_embeddings")
-        for name in ("original_max_position_embeddings", "max_position_embeddings"):
-            positions = positions or getattr(config, name, None)
-        if kind in ("dynamic", "longrope") and positions:
-            found.append(RotationLimit(positions, kind))
-    return min(found, default=None)
-
-
-@contextlib.contextmanager
-def recorded_layers(
-    model: nn.Module, layers: list[nn.Module], vocabulary: int, most: Most = one_process, far: bool = False
-) -> Iterator[list[LayerProbe]]:
-    """Run the model once on three tokens, in evaluation mode, and yield a probe for each of `layers`.
-
-    The model's training flags are restored when the block ends. `most` is the probes'. With `far` there are
-    `FAR_TOKENS` tokens, at the last positions that the model is made for.
-
-    Raises:
-        CulnigError: the model cannot be run on text alone, or does not run a layer then.
-    """
-    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    device = input_device(model)
-    inputs = far_inputs(model, vocabulary, device) if far else {"input_ids": _tokens(TOKENS, vocabulary, device)}
-
-    def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls[id(layer)] = (args, kwargs)
-
-    with evaluation_mode(model):
-        with contextlib.ExitStack() as stack, torch.no_grad():
-            for layer in layers:
-                stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
-            _run(model, (), {**inputs, "use_cache": False}, f"{type(model).__name__} cannot be run on text alone")
-        unseen = [index for index, layer in enumerate(layers) if id(layer) not in calls]
-        if unseen:
-            raise CulnigError(
-                f"layer {unseen[0]} ({type(layers[unseen[0]]).__name__}) is not run when {type(model).__name__} reads "
-                "text alone, so its neurons cannot be found; only decoders that run every layer on text are supported"
-            )
-        names = [f"layer {index} ({type(layer).__name__})" for index, layer in enumerate(layers)]
-        yield [LayerProbe(layer, *calls[id(layer)], most, name) for layer, name in zip(layers, names, strict=True)]
+            return run_or_say(self.layer, self.args, self.kwargs, f"{self.name} cannot be run by itself")
 
 
 _BEFORE, _THERE, _AFTER = slice(0, DISTURBED), slice(DISTURBED, DISTURBED + 1), slice(DISTURBED + 1, None)
@@ -305,7 +223,7 @@ def _whole(block: Block) -> list[tuple[Projection, Columns]]:
     return [(entry, slice(0, entry.outputs)) for entry in block.entries]
 
 
-def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], problem: str) -> Any:
+def run_or_say(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], problem: str) -> Any:
     """What a module returns; CulnigError when it fails, except for want of memory."""
     try:
         return module(*args, **kwargs)
