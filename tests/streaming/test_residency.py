@@ -36,14 +36,14 @@ def test_one_layer_is_in_memory_at_a_time(path: str, tmp_path: Path, monkeypatch
     save(tmp_path, "llama")
     seen: list[list[int]] = []
     model: list[Any] = []
-    whole = StreamedAttributor.backward
+    whole = StreamedAttributor._go_back
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> None:
         model[:] = [self.architecture.model]
         seen.append(layers_in_memory(self.architecture.model))
         whole(self, *args, **kwargs)
 
-    monkeypatch.setattr(StreamedAttributor, "backward", watched)
+    monkeypatch.setattr(StreamedAttributor, "_go_back", watched)
     cf.attribute_streamed(tmp_path, TOKENIZER, QUESTIONS, path=path, **OPTIONS)
     assert list(dict.fromkeys(map(tuple, seen))) == [(i,) for i in reversed(range(LAYERS))]
     assert layers_in_memory(model[0]) == []
