@@ -103,6 +103,7 @@ struct ActGrad {
 constexpr std::int64_t kRows = 16;
 constexpr std::int64_t kColumns = 512;
 constexpr std::int64_t kMostHeadDim = 512;
+constexpr std::int64_t kLanes = 16;  // partial sums of a row
 
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
