@@ -72,10 +72,11 @@ std::vector<std::vector<Entry>> rank_all(const std::vector<Ranking<T>>& rankings
             scratch[w] = std::make_unique<detail::Scratch>(tuning.block);
         }
         share_out(blocks.size(), workers, [&](unsigned w, std::size_t b) {
-            const auto [r, first, count] = blocks[b];
-            auto& top = best[w][r];
-            detail::with_values(rankings[r], first, count, *scratch[w], [&](const auto* values, std::size_t size) {
-                top.offer(values, size, static_cast<std::int64_t>(first));
+            const detail::Block& block = blocks[b];
+            auto& top = best[w][block.ranking];
+            detail::with_values(rankings[block.ranking], block.first, block.count, *scratch[w],
+                                [&](const auto* values, std::size_t size) {
+                top.offer(values, size, static_cast<std::int64_t>(block.first));
             });
         });
         for (const std::size_t r : which) {

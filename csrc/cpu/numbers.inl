@@ -106,7 +106,7 @@ struct Relu2 {
 };
 
 // The larger of the two, or NaN when either is.
-inline float larger(float most, float value) { return (value > most) | (value != value) ? value : most; }
+inline float larger(float most, float value) { return ((value > most) | (value != value)) ? value : most; }
 
 // Σ of kCount lanes by halves, whose number the compiler knows.
 template <std::int64_t kCount>

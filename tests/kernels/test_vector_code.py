@@ -26,12 +26,13 @@ def additions() -> dict[tuple[str, str, str], list[str]]:
     """Additions of four or eight doubles at once by level, function and element type."""
     command = ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", LIBRARY.__file__]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found, here = defaultdict(list), ("", "", "")
+    found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    here = nowhere = ("", "", "")
     for line in text.splitlines():
         if line.endswith(">:"):
             # What was not inlined carries the function's name among its template arguments.
             name = re.search(r"cpu::(\w+)::(\w+_(?:rows|columns))<(?:[\w:]*::)?(float|Bf16)\b", line)
-            here = name.groups() if name else ("", "", "")
+            here = (name[1], name[2], name[3]) if name else nowhere
             found[here] += []
         elif "vaddpd" in line and re.search("%[yz]mm", line):
             found[here].append(line)
