@@ -12,6 +12,7 @@
 
 #include "guess.hpp"
 #include "ranking.hpp"
+#include "sorting.hpp"
 #include "threads.hpp"
 #include "top_k.hpp"
 #include "views.hpp"
@@ -114,7 +115,7 @@ void top_k(Span<const T> values, std::size_t k, unsigned threads, std::int64_t* 
     const Range all{0, static_cast<std::int64_t>(values.size)};
     std::vector<Ranking<T>> ranking{{{{values.data}, 1.0}, {}, {&all, 1}, k}};
     auto best = std::move(rank_all(ranking, threads, tuning)[0]);
-    std::sort(best.begin(), best.end(), before);
+    sort_entries(best);
     for (std::size_t i = 0; i < k; ++i) out[i] = best[i].index;
 }
 
