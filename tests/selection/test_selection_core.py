@@ -211,3 +211,19 @@ def test_the_core_takes_little_memory(core: ModuleType) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.05
+
+
+def test_a_large_choice_takes_little_memory_on_many_threads(core: ModuleType) -> None:
+    """A few times that of its entries, 16 bytes each, not twice that on each thread."""
+    code = (
+        "import resource, numpy as np\n"
+        "from culnig_fast import _selection\n"
+        "values = np.random.default_rng(0).standard_normal(1_600_000)\n"
+        "_selection.top_k(values, 1, 32)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "_selection.top_k(values, 400_000, 32)\n"
+        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print((after - before) * 1024 / (400_000 * 16))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 6
