@@ -54,6 +54,7 @@ template <class T>
 std::vector<Candidates> candidates(const std::vector<Job<T>>& jobs, std::size_t columns, unsigned threads,
                                    const Tuning& tuning = {}) {
     std::vector<Ranking<T>> rankings;
+    rankings.reserve(2 * jobs.size());
     for (const auto& job : jobs) {
         rankings.push_back(job.difference);
         rankings.push_back(job.surface);

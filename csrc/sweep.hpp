@@ -66,6 +66,7 @@ std::vector<std::vector<Entry>> rank_all(const std::vector<Ranking<T>>& rankings
         std::vector<std::vector<TopK>> best(workers);
         std::vector<std::unique_ptr<detail::Scratch>> scratch(workers);
         for (unsigned w = 0; w < workers; ++w) {
+            best[w].reserve(n);
             for (std::size_t r = 0; r < n; ++r) {
                 best[w].emplace_back(rankings[r].k);
                 best[w].back().guess(bars[r]);

@@ -55,3 +55,30 @@ def test_clang_brings_no_second_openmp_runtime(version: str, openmp: bool, tmp_p
     kernels = [line for line in log.read_text().splitlines() if "cpu_kernels" in line]
     assert len(kernels) == 2, "compiled and linked"
     assert all(("-fopenmp" in line) == openmp for line in kernels)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_what_no_memory_is_left_for_a_thread_is_done_by_the_others(tmp_path: Path) -> None:
+    source, program = tmp_path / "program.cpp", tmp_path / "program"
+    source.write_text("""
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include "threads.hpp"
+std::atomic<int> left{1 << 30};
+void* operator new(std::size_t size) {
+    if (--left < 0) throw std::bad_alloc();
+    return std::malloc(size);
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+int main() {
+    std::atomic<int> done{0};
+    left = 3;  // the list of threads, and two of the seven
+    culnig::share_out(1000, 8, [&](unsigned, std::size_t) { ++done; });
+    return done == 1000 && left < 0 ? 0 : 1;
+}
+""")
+    flags = ["-std=c++17", "-pthread", "-I", str(ROOT / "csrc")]
+    subprocess.run(["g++", *flags, str(source), "-o", str(program)], check=True)
+    assert subprocess.run([str(program)], check=False).returncode == 0
