@@ -1,6 +1,7 @@
 """Builds the C++ code, `culnig_fast._selection` and `culnig_kernels._cpu`; everything else stands in pyproject.toml."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ CORE = Pybind11Extension(
     extra_compile_args=FLAGS,
     extra_link_args=LINK,
 )
-# The kernels use the OpenMP runtime that torch has loaded; elsewhere than on Linux there may be none to share.
+# The kernels use the OpenMP runtime that torch has loaded, GCC's; elsewhere than on Linux there may be none to share,
+# and clang would bring its own beside it. Without OpenMP they share out their work over plain threads.
 OPENMP = ["-fopenmp"] if sys.platform == "linux" and not SANITIZE else []
 # Multiply-adds may be contracted here, and comparisons are free of side effects, so that loops become vector code.
 FAST = [] if MSVC else ["-fno-math-errno", "-fno-trapping-math"]
@@ -49,11 +51,21 @@ class OptionalBuild(build_ext):
     def build_extension(self, ext: Pybind11Extension) -> None:
         # Compilers fail in many ways (none found, too old, no Python headers), each with its own exception.
         try:
+            if OPENMP and self.is_clang():
+                ext.extra_compile_args = [flag for flag in ext.extra_compile_args if flag not in OPENMP]
+                ext.extra_link_args = [flag for flag in ext.extra_link_args if flag not in OPENMP]
             super().build_extension(ext)
         except Exception as error:
             print(f"culnig_fast: {ext.name} was not built ({error}); {WITHOUT[ext.name]}", file=sys.stderr)
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             self.missing = [*getattr(self, "missing", []), ext]
+
+    def is_clang(self) -> bool:
+        """Whether the compiler is clang, by whatever name it goes."""
+        command = getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_so
+        # With all that comes before and after its name, such as ccache.
+        asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        return "clang" in asked.stdout
 
     def copy_extensions_to_source(self) -> None:
         """Editable installs: copy only what was built."""

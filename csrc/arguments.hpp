@@ -22,7 +22,13 @@ inline std::string type_name(const py::handle& value) {
 
 // A NumPy array as it is; a tensor of another library as an array of the same memory.
 inline py::array in_place(const py::object& value, const std::string& name) {
-    if (py::isinstance<py::array>(value)) return py::reinterpret_borrow<py::array>(value);
+    if (py::isinstance<py::array>(value)) {
+        if (py::isinstance(value, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+            throw py::type_error(name +
+                                 " is a masked array, whose mask would not be seen; fill it, or leave the masked out");
+        }
+        return py::reinterpret_borrow<py::array>(value);
+    }
     if (!py::hasattr(value, "__dlpack__")) {
         throw py::type_error(name + " must be a NumPy array or a tensor on the CPU, not " + type_name(value));
     }
@@ -54,7 +60,7 @@ inline py::array laid_out(py::array array, const std::string& name, int dimensio
 
 // float64 or float32.
 inline py::array floats(const py::object& value, const std::string& name, int dimensions) {
-    const py::array array = in_place(value, name);
+    py::array array = in_place(value, name);
     const bool wide = py::isinstance<py::array_t<double>>(array);
     if (!wide && !py::isinstance<py::array_t<float>>(array)) {
         throw py::type_error(name + " must be float64 or float32, not " + dtype_name(array));
@@ -64,7 +70,7 @@ inline py::array floats(const py::object& value, const std::string& name, int di
 
 template <class T>
 py::array exactly(const py::object& value, const std::string& name, int dimensions, const char* type) {
-    const py::array array = in_place(value, name);
+    py::array array = in_place(value, name);
     if (!py::isinstance<py::array_t<T>>(array)) {
         throw py::type_error(name + " must be " + type + ", not " + dtype_name(array));
     }
@@ -87,6 +93,7 @@ inline std::int64_t whole(const py::object& value, const std::string& name, std:
                           const std::string& most_text = "") {
     PyObject* number = PyNumber_Index(value.ptr());
     if (number == nullptr) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError) == 0) throw py::error_already_set();
         PyErr_Clear();
         throw py::type_error(name + " must be a whole number, not " + type_name(value));
     }
@@ -101,6 +108,14 @@ inline std::int64_t whole(const py::object& value, const std::string& name, std:
     return result;
 }
 
+// A list or a tuple.
+inline py::sequence items(const py::object& value, const std::string& name) {
+    if (!py::isinstance<py::list>(value) && !py::isinstance<py::tuple>(value)) {
+        throw py::type_error(name + " must be a list or a tuple, not " + type_name(value));
+    }
+    return py::reinterpret_borrow<py::sequence>(value);
+}
+
 inline double samples(const py::object& value, const std::string& name) {
     return static_cast<double>(whole(value, name, 1, kExactCount, "2**53"));
 }
@@ -109,7 +124,7 @@ inline unsigned threads(const py::object& value) { return static_cast<unsigned>(
 
 // A table of at least one row; `like` is the table that came first, or null.
 inline py::array table(const py::object& value, const std::string& name, const py::array* like = nullptr) {
-    const py::array array = floats(value, name, 2);
+    py::array array = floats(value, name, 2);
     if (array.shape(0) == 0) throw py::value_error(name + " must have at least one row");
     if (like == nullptr) return array;
     if (!array.dtype().equal(like->dtype())) {
@@ -124,7 +139,7 @@ inline py::array table(const py::object& value, const std::string& name, const p
 
 // Ascending column ranges int64 [n, 2] that do not overlap; `total` becomes the number of columns in them.
 inline py::array ranges(const py::object& value, const std::string& name, std::int64_t columns, std::int64_t& total) {
-    const py::array array = exactly<std::int64_t>(value, name, 2, "int64");
+    py::array array = exactly<std::int64_t>(value, name, 2, "int64");
     if (array.shape(1) != 2) {
         throw py::value_error(name + " must have shape [n, 2], not [n, " + std::to_string(array.shape(1)) + "]");
     }
@@ -150,7 +165,7 @@ inline py::array ranges(const py::object& value, const std::string& name, std::i
 
 // Indices int64 [n] below `bound`.
 inline py::array indices(const py::object& value, const std::string& name, std::int64_t bound, const char* of) {
-    const py::array array = exactly<std::int64_t>(value, name, 1, "int64");
+    py::array array = exactly<std::int64_t>(value, name, 1, "int64");
     for (const std::int64_t index : span<std::int64_t>(array)) {
         if (index < 0 || index >= bound) {
             throw py::value_error(name + " holds " + std::to_string(index) + ", but " + of + " are 0 to " +

@@ -80,13 +80,13 @@ Tables tables_argument(const py::object& table, const py::object& samples, const
 }
 
 py::array rows_argument(const py::object& value, const std::string& name, bool present, const py::array& table) {
-    const py::array rows = arguments::indices(value, name, present ? table.shape(0) : 0, "rows");
+    py::array rows = arguments::indices(value, name, present ? table.shape(0) : 0, "rows");
     if (present && rows.size() == 0) throw py::value_error(name + " must name at least one row");
     return rows;
 }
 
-JobArguments job_argument(const py::handle& value, const std::string& name, const Tables& tables) {
-    const auto job = value.cast<py::sequence>();
+JobArguments job_argument(const py::object& value, const std::string& name, const Tables& tables) {
+    const py::sequence job = arguments::items(value, name);
     if (job.size() != 6) throw py::value_error(name + " must have 6 parts, not " + std::to_string(job.size()));
     const auto part = [&](std::size_t i) { return py::object(job[i]); };
     JobArguments result;
@@ -117,6 +117,7 @@ culnig::Mean<T> mean(const py::array& table, const py::array& rows, double sampl
     result.samples = samples;
     if (rows.size() == 0) return result;
     const auto matrix = arguments::matrix<T>(table);
+    result.rows.reserve(static_cast<std::size_t>(rows.size()));
     for (const std::int64_t row : arguments::span<std::int64_t>(rows)) {
         result.rows.push_back(matrix.row(static_cast<std::size_t>(row)));
     }
@@ -165,12 +166,14 @@ py::tuple as_arrays(const culnig::Candidates& found) {
 }
 
 py::list candidates(const py::object& table, const py::object& samples, const py::object& control,
-                    const py::object& control_samples, const py::object& surface, const py::sequence& jobs,
+                    const py::object& control_samples, const py::object& surface, const py::object& jobs,
                     const py::object& threads, const py::object& tuning) {
     const Tables tables = tables_argument(table, samples, control, control_samples, surface);
+    const py::sequence each = arguments::items(jobs, "jobs");
     std::vector<JobArguments> checked;
-    for (std::size_t j = 0; j < jobs.size(); ++j) {
-        checked.push_back(job_argument(jobs[j], "jobs[" + std::to_string(j) + "]", tables));
+    checked.reserve(each.size());
+    for (std::size_t j = 0; j < each.size(); ++j) {
+        checked.push_back(job_argument(each[j], "jobs[" + std::to_string(j) + "]", tables));
     }
     const unsigned workers = arguments::threads(threads);
     const culnig::Tuning tuned = tuning_argument(tuning);
@@ -179,6 +182,7 @@ py::list candidates(const py::object& table, const py::object& samples, const py
     by_type(tables.table, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         std::vector<culnig::Job<T>> core_jobs;
+        core_jobs.reserve(checked.size());
         for (const auto& job : checked) core_jobs.push_back(core_job<T>(tables, job));
         const auto columns = static_cast<std::size_t>(tables.table.shape(1));
         const py::gil_scoped_release release;

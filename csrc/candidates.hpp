@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "sorting.hpp"
 #include "sweep.hpp"
 
 namespace culnig {
@@ -53,6 +54,7 @@ template <class T>
 std::vector<Candidates> candidates(const std::vector<Job<T>>& jobs, std::size_t columns, unsigned threads,
                                    const Tuning& tuning = {}) {
     std::vector<Ranking<T>> rankings;
+    rankings.reserve(2 * jobs.size());
     for (const auto& job : jobs) {
         rankings.push_back(job.difference);
         rankings.push_back(job.surface);
@@ -62,7 +64,7 @@ std::vector<Candidates> candidates(const std::vector<Job<T>>& jobs, std::size_t 
     std::vector<Candidates> result(jobs.size());
     share_out(jobs.size(), worker_count(threads, jobs.size()), [&](unsigned, std::size_t j) {
         result[j].best.swap(best[2 * j]);
-        std::sort(result[j].best.begin(), result[j].best.end(), before);
+        sort_entries(result[j].best);
         detail::classify(result[j], best[2 * j + 1], jobs[j].surface_counts, columns);
     });
     return result;

@@ -12,6 +12,7 @@
 
 #include "guess.hpp"
 #include "ranking.hpp"
+#include "sorting.hpp"
 #include "threads.hpp"
 #include "top_k.hpp"
 #include "views.hpp"
@@ -65,6 +66,7 @@ std::vector<std::vector<Entry>> rank_all(const std::vector<Ranking<T>>& rankings
         std::vector<std::vector<TopK>> best(workers);
         std::vector<std::unique_ptr<detail::Scratch>> scratch(workers);
         for (unsigned w = 0; w < workers; ++w) {
+            best[w].reserve(n);
             for (std::size_t r = 0; r < n; ++r) {
                 best[w].emplace_back(rankings[r].k);
                 best[w].back().guess(bars[r]);
@@ -72,10 +74,11 @@ std::vector<std::vector<Entry>> rank_all(const std::vector<Ranking<T>>& rankings
             scratch[w] = std::make_unique<detail::Scratch>(tuning.block);
         }
         share_out(blocks.size(), workers, [&](unsigned w, std::size_t b) {
-            const auto [r, first, count] = blocks[b];
-            auto& top = best[w][r];
-            detail::with_values(rankings[r], first, count, *scratch[w], [&](const auto* values, std::size_t size) {
-                top.offer(values, size, static_cast<std::int64_t>(first));
+            const detail::Block& block = blocks[b];
+            auto& top = best[w][block.ranking];
+            detail::with_values(rankings[block.ranking], block.first, block.count, *scratch[w],
+                                [&](const auto* values, std::size_t size) {
+                top.offer(values, size, static_cast<std::int64_t>(block.first));
             });
         });
         for (const std::size_t r : which) {
@@ -113,7 +116,7 @@ void top_k(Span<const T> values, std::size_t k, unsigned threads, std::int64_t* 
     const Range all{0, static_cast<std::int64_t>(values.size)};
     std::vector<Ranking<T>> ranking{{{{values.data}, 1.0}, {}, {&all, 1}, k}};
     auto best = std::move(rank_all(ranking, threads, tuning)[0]);
-    std::sort(best.begin(), best.end(), before);
+    sort_entries(best);
     for (std::size_t i = 0; i < k; ++i) out[i] = best[i].index;
 }
 

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -39,8 +38,8 @@ void share_out(std::size_t tasks, unsigned workers, const Work& work) {
     others.reserve(workers);
     try {
         for (unsigned worker = 1; worker < workers; ++worker) others.emplace_back(run, worker);
-    } catch (const std::system_error&) {
-        // The machine has no more threads to give; those that started do all of it.
+    } catch (...) {
+        // The machine has no more threads, or no memory for one; those that started do all of it.
     }
     run(0);
     for (auto& thread : others) thread.join();

@@ -13,7 +13,6 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.files import json_digest, read_json, write_json
 from culnig_fast.neurons import (
     EXPERT_MODULES,
-    MODULE_NAMES,
     MODULE_RANK,
     NeuronLayout,
     check_module_names,
@@ -92,7 +91,15 @@ class NeuronSet:
 
     def flat(self, layout: NeuronLayout) -> np.ndarray:
         """Flat indices, int64 [n], in set order; CulnigError for a neuron that `layout` does not hold."""
-        return np.array([layout.flat(n.module_name, n.layer_idx, n.neuron_idx) for n in self], dtype=np.int64)
+        # Sites are in this order. One neuron after the other takes 33 ms for 31,457 of them in place of 2.6.
+        keys = _site_keys([s.module_name for s in layout.sites], np.array([s.layer_idx for s in layout.sites]))
+        own = _site_keys(self.module_names, self.layer_idx)
+        site = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
+        widths = np.array([s.width for s in layout.sites], dtype=np.int64)
+        for missing in np.flatnonzero((keys[site] != own) | (self.neuron_idx >= widths[site]))[:1]:
+            layout.flat(self.module_names[missing], int(self.layer_idx[missing]), int(self.neuron_idx[missing]))
+        flat: np.ndarray = (np.cumsum(widths) - widths)[site] + self.neuron_idx
+        return flat
 
     def where(self, module_names: Sequence[str]) -> NeuronSet:
         """The subset that lies in the named modules, order kept."""
@@ -189,7 +196,7 @@ class NeuronSet:
         """Columns, best first, and what the set says of itself."""
         from culnig_fast.frames import NAMES, SCORE
 
-        codes = np.array([MODULE_NAMES.index(name) for name in self.module_names], dtype=np.int8)
+        codes = _ranks(self.module_names).astype(np.int8)
         columns = (codes, self.layer_idx, self.neuron_idx, self.scores)
         return dict(zip((*NAMES, SCORE), columns, strict=True)), {"info": self.info}
 
@@ -201,13 +208,26 @@ class NeuronSet:
         return len(self.module_names)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, NeuronSet) and list(self) == list(other)
+        if not isinstance(other, NeuronSet) or self.module_names != other.module_names:
+            return False
+        mine, theirs = ((one.layer_idx, one.neuron_idx, one.scores) for one in (self, other))
+        return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
     def __hash__(self) -> int:
         return hash(tuple(self))
 
     def __repr__(self) -> str:
         return f"NeuronSet({len(self):,} neurons)"
+
+
+def _ranks(names: Sequence[str]) -> np.ndarray:
+    return np.fromiter(map(MODULE_RANK.__getitem__, names), np.int64, len(names))
+
+
+def _site_keys(names: Sequence[str], layers: np.ndarray) -> np.ndarray:
+    """One number for each (module, layer), int64 [n], in flat order; layers that no layout can have share one."""
+    keys: np.ndarray = np.minimum(layers, 2**31) * len(MODULE_RANK) + _ranks(names)
+    return keys
 
 
 def _first_repeat(names: Sequence[str], layers: np.ndarray, columns: np.ndarray) -> int | None:
@@ -217,8 +237,7 @@ def _first_repeat(names: Sequence[str], layers: np.ndarray, columns: np.ndarray)
     depth, width = int(layers.max()) + 1, int(columns.max()) + 1
     if len(MODULE_RANK) * depth * width < 2**63:
         # One number a neuron: 73,000 of them take 8 ms, a Python set of tuples takes 25 ms.
-        ranks = np.fromiter(map(MODULE_RANK.__getitem__, names), np.int64, len(names))
-        keys = (ranks * depth + layers) * width + columns
+        keys = (_ranks(names) * depth + layers) * width + columns
         ordered = np.sort(keys)
         if not (ordered[1:] == ordered[:-1]).any():
             return None

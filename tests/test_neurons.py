@@ -31,6 +31,42 @@ def test_locate_inverts_flat() -> None:
     assert [LAYOUT.flat(n, i, c) for n, i, c in zip(names, layers, columns, strict=True)] == flat.tolist()
 
 
+def test_a_set_has_the_flat_indices_of_its_neurons_one_by_one() -> None:
+    uneven = NeuronLayout([site for i, site in enumerate(SITES) if i % 4])
+    rng = np.random.default_rng(0)
+    for layout in (LAYOUT, uneven, NeuronLayout(SITES[:1])):
+        for size in (0, 1, layout.size):
+            chosen = NeuronSet.from_flat(layout, rng.permutation(layout.size)[:size])
+            flat = chosen.flat(layout)
+            one_by_one = [layout.flat(*neuron[:3]) for neuron in chosen]
+            assert flat.dtype == np.int64 and flat.tolist() == one_by_one
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (("mlp.act", 0, 3), r"^mlp\.act of layer 0 has neurons 0…2, not 3$"),
+        (("mlp.act", 0, 2**63 - 1), "has neurons 0…2, not 9223372036854775807"),
+        (("mlp.act", 2, 0), "no neurons of mlp.act in layer 2 were scored; there are layers 0…1"),
+        (("mlp.act", 2**63 - 1, 0), "no neurons of mlp.act in layer 9223372036854775807 were scored"),
+        (("mlp.experts.act", 1, 0), "no neurons of mlp.experts.act in layer 1 were scored"),
+    ],
+)
+def test_the_first_neuron_that_a_layout_lacks_is_named(bad: tuple[str, int, int], message: str) -> None:
+    neurons = [("mlp.act", 1, 3), bad, ("mlp.up_proj", 0, 7)]
+    names, layers, columns = zip(*neurons, strict=True)
+    with pytest.raises(CulnigError, match=message):
+        NeuronSet(names, layers, columns, np.zeros(3)).flat(LAYOUT)
+
+
+def test_sets_are_equal_by_neurons_scores_and_order() -> None:
+    one = NeuronSet.from_flat(LAYOUT, [3, 40, 7], [1.0, 0.0, -1.0], {"a": 1})
+    assert one == NeuronSet.from_flat(LAYOUT, [3, 40, 7], [1.0, -0.0, -1.0])
+    for flat, scores in (([3, 7, 40], [1.0, 0.0, -1.0]), ([3, 40, 7], [1.0, 0.0, -2.0]), ([3, 40], [1.0, 0.0])):
+        assert one != NeuronSet.from_flat(LAYOUT, flat, scores)
+    assert one != list(one)
+
+
 def test_indices_of_a_pool_ascend() -> None:
     pool = LAYOUT.indices(["self_attn.v_proj", "self_attn.q_proj"])
     assert pool.tolist() == [0, 1, 2, 6, 7, 8, 18, 19, 20, 21, 26, 27, 28, 29]

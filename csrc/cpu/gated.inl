@@ -25,7 +25,7 @@ void gated_columns(const GatedBackward& job, std::int64_t task) {
             const T* up = at<T>(job.up, sample, t) + first;
             T* d_gate = at<T>(job.d_gate, sample, t) + first;
             T* d_up = at<T>(job.d_up, sample, t) + first;
-#pragma GCC ivdep
+CULNIG_NO_ALIAS
             for (std::int64_t j = 0; j < columns; ++j) {
                 const float d = load(dh[j]), g = load(gate[j]), u = load(up[j]);
                 const Curve curve = Act::at(g);

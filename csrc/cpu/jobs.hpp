@@ -99,10 +99,13 @@ struct ActGrad {
     std::int64_t samples, positions, columns;
 };
 
-// What one task takes: so many rows, or one sample's columns of so many.
+// What one task takes: so many rows, or one sample's columns of so many. With 512 columns 8 × 128 positions of 4,096 took
+// 1.98 ms to score in bf16 in place of 1.31, and 5.97 to be turned back in place of 5.19; 2,048 are no faster and give
+// half as many tasks.
 constexpr std::int64_t kRows = 16;
-constexpr std::int64_t kColumns = 512;
+constexpr std::int64_t kColumns = 1024;
 constexpr std::int64_t kMostHeadDim = 512;
+constexpr std::int64_t kLanes = 16;  // partial sums of a row
 
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

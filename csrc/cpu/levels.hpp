@@ -12,6 +12,15 @@
 
 #include "jobs.hpp"
 
+// Before a loop whose iterations do not depend on one another, whatever its pointers say.
+#if defined(__clang__)
+#define CULNIG_NO_ALIAS _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define CULNIG_NO_ALIAS _Pragma("GCC ivdep")
+#else
+#define CULNIG_NO_ALIAS
+#endif
+
 namespace culnig::cpu::baseline {
 #include "numbers.inl"
 #include "gated.inl"

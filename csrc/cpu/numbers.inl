@@ -106,17 +106,31 @@ struct Relu2 {
 };
 
 // The larger of the two, or NaN when either is.
-inline float larger(float most, float value) { return (value > most) | (value != value) ? value : most; }
+inline float larger(float most, float value) { return ((value > most) | (value != value)) ? value : most; }
 
-// Σ f(i), in float64.
+// Σ of kCount lanes by halves, whose number the compiler knows.
+template <std::int64_t kCount>
+inline double folded(double* lanes) {
+    if constexpr (kCount > 1) {
+        constexpr std::int64_t kHalf = kCount / 2;
+        for (std::int64_t lane = 0; lane < kHalf; ++lane) lanes[lane] += lanes[lane + kHalf];
+        return folded<kHalf>(lanes);
+    }
+    return lanes[0];
+}
+
+// Σ f(i), in float64. In lanes, as GCC 12 makes vectors of `omp simd reduction` inside `#pragma GCC target` only where it
+// inlines the loop: the norm of 256 rows of 4,096 bf16 took 1.05 ms in place of 0.33 with AVX-512. With 8 lanes it takes
+// 0.42; with 32 heads of 128 are slower.
 template <class Term>
 inline double sum_of(std::int64_t n, const Term& term) {
-    double total = 0;
-#ifdef _OPENMP
-#pragma omp simd reduction(+ : total)
-#endif
-    for (std::int64_t i = 0; i < n; ++i) total += static_cast<double>(term(i));
-    return total;
+    double lanes[kLanes] = {}, rest = 0;
+    const std::int64_t whole = n - n % kLanes;
+    for (std::int64_t i = 0; i < whole; i += kLanes) {
+        for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += static_cast<double>(term(i + lane));
+    }
+    for (std::int64_t i = whole; i < n; ++i) rest += static_cast<double>(term(i));
+    return folded<kLanes>(lanes) + rest;
 }
 
 // 1 / √(Σ f(i)² / n + eps).

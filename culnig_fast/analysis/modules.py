@@ -14,6 +14,7 @@ always the head (or the tail) of the ranking, and no module outside it is denser
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -230,9 +231,9 @@ def _counts(
     layout.indices(sized)
     counts: dict[tuple[Kind, int], int] = {}
     sizes: dict[tuple[Kind, int], int] = {}
-    for neuron in neurons:
-        key = kind_of(neuron.module_name), neuron.layer_idx
-        counts[key] = counts.get(key, 0) + 1
+    for (name, layer_idx), count in Counter(zip(neurons.module_names, neurons.layer_idx.tolist(), strict=True)).items():
+        key = kind_of(name), layer_idx
+        counts[key] = counts.get(key, 0) + count
     for site in layout.sites:
         if site.module_name in sized:
             key = kind_of(site.module_name), site.layer_idx

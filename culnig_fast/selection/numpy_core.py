@@ -50,7 +50,7 @@ def candidates(
         control: [any groups, neurons] of the same type, or None for no second term.
         control_samples: not read without `control`.
         surface: [any groups, neurons] of the same type, or None.
-        jobs: six parts each:
+        jobs: a list or a tuple, of lists or tuples of six parts:
             ranges, int64 [m, 2]: starts and stops of the pool's columns, ascending;
             rows, control_rows, surface_rows, int64 [any]: rows of each table that are summed;
             k: how many columns;
@@ -73,7 +73,7 @@ def candidates(
         control_samples = _whole(control_samples, "control_samples", 1, 2**53, "2**53")
     if surface is not None:
         surface = _table(surface, "surface", table)
-    checked = [_job(job, f"jobs[{j}]", table, control, surface) for j, job in enumerate(jobs)]
+    checked = [_job(job, f"jobs[{j}]", table, control, surface) for j, job in enumerate(_items(jobs, "jobs"))]
     _whole(threads, "threads", 0, 1024)
     found = []
     for j, (ranges, rows, control_rows, surface_rows, k, counts) in enumerate(checked):
@@ -193,6 +193,8 @@ def _sum_rows(rows: np.ndarray) -> np.ndarray:
 
 def _in_place(value: Any, name: str) -> np.ndarray:
     """A NumPy array as it is; a tensor of another library as an array of the same memory."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would not be seen; fill it, or leave the masked out")
     if isinstance(value, np.ndarray):
         return value
     if not hasattr(value, "__dlpack__"):
@@ -239,6 +241,12 @@ def _whole(value: Any, name: str, least: int, most: int, most_text: str = "") ->
     return whole
 
 
+def _items(value: Any, name: str) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name} must be a list or a tuple, not {type(value).__name__}")
+    return value
+
+
 def _table(value: Any, name: str, like: np.ndarray | None = None) -> np.ndarray:
     value = _floats(value, name, 2)
     if not len(value):
@@ -251,7 +259,7 @@ def _table(value: Any, name: str, like: np.ndarray | None = None) -> np.ndarray:
 
 
 def _job(job: Sequence[Any], name: str, table: np.ndarray, control: Any, surface: Any) -> tuple[Any, ...]:
-    if len(job) != 6:
+    if len(_items(job, name)) != 6:
         raise ValueError(f"{name} must have 6 parts, not {len(job)}")
     ranges = _ranges(job[0], f"{name}.ranges", table.shape[1])
     size = int((ranges[:, 1] - ranges[:, 0]).sum())

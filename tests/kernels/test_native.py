@@ -40,7 +40,7 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return str(request.param)
 
 
-@pytest.mark.parametrize("columns", [1, 7, 512, 1100])
+@pytest.mark.parametrize("columns", [1, 7, 1024, 1100])
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_scores(dtype: torch.dtype, columns: int, level: str) -> None:
     act, grad = draw_slice((3, 63, columns), dtype, CPU), draw_slice((3, 63, columns), dtype, CPU, 1, before=8)
@@ -89,7 +89,7 @@ def test_gated_activation(dtype: torch.dtype, activation: str, columns: int, lev
 @pytest.mark.parametrize("activation", native.ACTIVATIONS)
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_gated_backward(dtype: torch.dtype, activation: str, reduction: str, level: str) -> None:
-    dh, gate, up = (draw_slice((3, 63, 600), dtype, CPU, seed) for seed in range(3))
+    dh, gate, up = (draw_slice((3, 63, 1112), dtype, CPU, seed) for seed in range(3))
     options = {"activation": activation, "scores": ("gate", "up", "act"), "reduction": reduction}
     got = native.gated_act_backward(dh, gate, up, LENGTHS, **options)
     exact = reference.gated_act_backward(dh.double(), gate.double(), up.double(), LENGTHS, **options)
@@ -176,7 +176,7 @@ def test_norms(dtype: torch.dtype, residual: bool, columns: int, level: str) -> 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_rotations(dtype: torch.dtype, norm: bool, own_angles: bool, head_dim: int, level: str) -> None:
-    width = 9 * head_dim
+    width = 13 * head_dim
     x, d_out = draw_slice((3, 63, width), dtype, CPU), draw_slice((3, 63, width), dtype, CPU, 1, before=8)
     phase = draw((3 if own_angles else 1, 63, head_dim - 4), torch.float64, CPU, 7)
     cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)

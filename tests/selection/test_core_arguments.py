@@ -32,6 +32,8 @@ BAD = [
     (TOP, ([1.0], 1), TYPE, "values must be a NumPy array or a tensor on the CPU, not list"),
     (TOP, (np.ones(3, np.float16), 1), TYPE, "values must be float64 or float32, not float16"),
     (TOP, (np.ones(3, ">f8"), 1), TYPE, "values must be float64 or float32, not >f8"),
+    (TOP, (np.ma.array(np.ones(3), mask=[0, 1, 0]), 1), TYPE,
+     "values is a masked array, whose mask would not be seen; fill it, or leave the masked out"),
     (TOP, (ONE, 1), VALUE, "values must have 1 dimension(s), not 2"),
     (TOP, (np.ones(6)[::2], 1), VALUE, f"values {UNFIT}"),
     (TOP, (np.ones(3), 4), VALUE, "k must be between 0 and 3, not 4"),
@@ -66,6 +68,11 @@ BAD = [
      "jobs[0].surface_counts must hold a count with a surface table, and none without"),
     (SWEEP, sweep_with(surface=ONE, surface_rows=ROW, counts=np.array([2, 1])), VALUE,
      "jobs[0].surface_counts must ascend between 0 and 4, but hold 1"),
+    (SWEEP, (ONE, 1, None, 1, None, None), TYPE, "jobs must be a list or a tuple, not NoneType"),
+    (SWEEP, (ONE, 1, None, 1, None, iter([])), TYPE, "jobs must be a list or a tuple, not list_iterator"),
+    (SWEEP, (ONE, 1, None, 1, None, [3]), TYPE, "jobs[0] must be a list or a tuple, not int"),
+    (SWEEP, (ONE, 1, None, 1, None, [{1}]), TYPE, "jobs[0] must be a list or a tuple, not set"),
+    (SWEEP, (ONE, 1, None, 1, None, [[1]]), VALUE, "jobs[0] must have 6 parts, not 1"),
     (SWEEP, sweep_with(threads=-1), VALUE, "threads must be between 0 and 1024, not -1"),
     (Z, (ONE, 1), VALUE, "row must be between 0 and 0, not 1"),
     (Z, (np.ones((0, 3)), 0), VALUE, "values must have at least one row"),
@@ -81,6 +88,16 @@ BAD = [
 @pytest.mark.parametrize(("function", "arguments", "kind", "message"), BAD)
 def test_bad_arguments_are_named(either: ModuleType, function: str, arguments: tuple, kind: type, message: str) -> None:
     assert outcome(getattr(either, function), *arguments) == (kind, message)
+
+
+class Interrupting:
+    def __index__(self) -> int:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_is_no_wrong_type(either: ModuleType) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        either.top_k(np.ones(3), Interrupting())
 
 
 @pytest.mark.parametrize("values", [torch.ones(3, requires_grad=True), torch.ones(3, device="meta")])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from core_samples import FEW, INF, NO_ROWS, NUMBERS, outcome, sweeps
+from core_samples import FEW, INF, NO_ROWS, NUMBERS, SPECIAL, outcome, sweeps
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -50,8 +50,15 @@ def test_top_k_is_a_stable_descending_sort(core: ModuleType, values: list[float]
             assert outcome(core.top_k, narrow, k, threads, tuning) == expected
 
 
+def far_apart(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Any bits that are no NaN, and often zeros of both signs, infinities and the like."""
+    values = rng.integers(0, 2**64, n, dtype=np.uint64).view(np.float64)
+    special = rng.choice(SPECIAL, n)
+    return np.where(np.isnan(values) | (rng.random(n) < 0.3), special, values)
+
+
 @pytest.mark.parametrize("n", [1, 2, 1023, 40_001])
-@pytest.mark.parametrize("shape", ["random", "ascending", "descending", "equal", "coarse"])
+@pytest.mark.parametrize("shape", ["random", "ascending", "descending", "equal", "coarse", "special"])
 def test_top_k_of_long_arrays(core: ModuleType, shape: str, n: int) -> None:
     rng = np.random.default_rng(n)
     values = {
@@ -60,6 +67,7 @@ def test_top_k_of_long_arrays(core: ModuleType, shape: str, n: int) -> None:
         "descending": -np.arange(n, dtype=float),
         "equal": np.full(n, 0.3),
         "coarse": rng.integers(-3, 3, n) * 0.5,
+        "special": far_apart(rng, n),
     }[shape]
     for k in {0, 1, n // 100, n // 2, n - 1, n}:
         expected = outcome(twin.top_k, values, k)
@@ -133,6 +141,19 @@ def test_a_long_sweep_with_the_bar_that_is_used(core: ModuleType, shape: str) ->
         assert outcome(core.candidates, *arguments, threads) == expected
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_long_rankings_of_values_far_apart(core: ModuleType, dtype: type) -> None:
+    """Zeros keep their sign in the scores, though none goes before the other."""
+    n = 30_000
+    with np.errstate(over="ignore"):
+        values = far_apart(np.random.default_rng(5), 2 * n).reshape(2, n).astype(dtype)
+    row = np.array([1])
+    for k in (4095, 4096, 4097, n):
+        one = (np.array([[0, n]]), row, NO_ROWS, row[:0], k, NO_ROWS)
+        expected = outcome(twin.candidates, values, 1, None, 1, None, [one])
+        assert outcome(core.candidates, values, 1, None, 1, None, [one]) == expected
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_first_nan_is_named_whoever_finds_it(either: ModuleType, threads: int) -> None:
     n = 100_000
@@ -190,3 +211,19 @@ def test_the_core_takes_little_memory(core: ModuleType) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.05
+
+
+def test_a_large_choice_takes_little_memory_on_many_threads(core: ModuleType) -> None:
+    """A few times that of its entries, 16 bytes each, not twice that on each thread."""
+    code = (
+        "import resource, numpy as np\n"
+        "from culnig_fast import _selection\n"
+        "values = np.random.default_rng(0).standard_normal(1_600_000)\n"
+        "_selection.top_k(values, 1, 32)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "_selection.top_k(values, 400_000, 32)\n"
+        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print((after - before) * 1024 / (400_000 * 16))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 6
