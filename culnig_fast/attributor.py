@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import TracebackType
 
 import torch
@@ -14,13 +14,14 @@ from culnig_fast.architecture import Architecture, SiteLocation, architecture_of
 from culnig_fast.batch_scorer import BatchScorer
 from culnig_fast.beginning import begin_gradients
 from culnig_fast.errors import CulnigError
-from culnig_fast.fused.fusion import PATHS, Fusion, fused_layers
+from culnig_fast.fused.choice import PathChoice
+from culnig_fast.fused.fusion import Fusion, fused_layers
 from culnig_fast.last_position import LastPosition, evaluation_mode, frozen_parameters
 from culnig_fast.mixtures.experts import Routing
 from culnig_fast.neuron_sets import NeuronSet
 from culnig_fast.neurons import NeuronSite, named_modules
 from culnig_fast.overwriting import overwritten
-from culnig_fast.positions import FUSED_REDUCTIONS, check_reduction, counted
+from culnig_fast.positions import check_reduction, counted
 from culnig_fast.quantised import check_gradients
 from culnig_fast.recompute import recomputed_layers
 from culnig_fast.sample_weights import SampleWeights, refuse_nan
@@ -75,8 +76,6 @@ class Attributor:
         recompute: bool = False,
     ) -> None:
         check_reduction(reduction, padding)
-        if path not in PATHS:
-            raise CulnigError(f"unknown path {path!r}; choose from {', '.join(PATHS)}")
         if n_groups < 1:
             raise CulnigError(f"n_groups is {n_groups}; an attribution needs at least one group")
         self.architecture = architecture_of(model, divided=True)
@@ -87,6 +86,7 @@ class Attributor:
             raise CulnigError("single neurons cannot be watched where weights are divided among processes")
         self.n_groups = n_groups
         self.reduction, self.padding = reduction, padding
+        self._choice = PathChoice(path, reduction, padding, self.architecture.division is not None)
         self.path, self.recompute = path, recompute
         self.fusion = Fusion()
         self._totals = SiteTotals(self.locations, self.layout, n_groups, self.architecture.division)
@@ -95,9 +95,6 @@ class Attributor:
         self._stack = contextlib.ExitStack()
         self._scorers = contextlib.ExitStack()
         self._head: LastPosition | None = None
-        self._masked = False
-        if path == "fused" and self._why_taps() is not None:
-            raise CulnigError(f"path='fused' cannot be had: {self._why_taps()}; use path='auto' or 'taps'")
 
     def __enter__(self) -> Attributor:
         if self._head is not None:
@@ -114,7 +111,7 @@ class Attributor:
             stack.callback(leaf.remove)
             found = self.architecture
             check_gradients(found.model, found.layers, found.head, lambda: self._few_logits(head))
-            self._masked = False
+            self._choice.masked = False
             self._scorers = stack.enter_context(contextlib.ExitStack())
             self._attach(head)
             self._head = head
@@ -277,10 +274,11 @@ class Attributor:
 
     def _attach(self, head: LastPosition) -> None:
         """Put fused layers, taps and recomputation into the model; closing `_scorers` takes them out."""
-        stack, reason = self._scorers, self._why_taps()
+        stack, reason = self._scorers, self._choice.why_taps()
         if reason is None:
             fusing = fused_layers(self.architecture, self._scorer.fused(self.locations), lambda: self._few_logits(head))
-            self.fusion = stack.enter_context(self._required(fusing))
+            self.fusion = stack.enter_context(fusing)
+            self._choice.check(self.architecture.model, bool(self.fusion.layers), self.fusion.reasons)
             if self.architecture.embedding.weight.device.type == "cuda":
                 torch.cuda.empty_cache()  # what joined weights have left lies in pieces too small for a batch
         else:
@@ -298,23 +296,9 @@ class Attributor:
         """What becomes of the activation and gradient that pass a tap; a subclass may look at them instead."""
         self._scorer.score(location, act, grad, routing)
 
-    def _why_taps(self) -> str | None:
-        """Why no layer may run fused, whatever the model; None when that is left to the model."""
-        if self.path == "taps":
-            return "asked for"
-        if self.reduction not in FUSED_REDUCTIONS:
-            return f"reduction {self.reduction!r} is scored on taps"
-        if self.architecture.division is not None:
-            return "the weights are divided among processes"
-        return "a position mask was given" if self._masked else None
-
     def _mask(self) -> None:
         """Make ready for batches with a position mask, which fused layers do not know."""
-        if self.padding == "zero":
-            raise CulnigError("padding='zero' counts pads, and positions leave some out; use padding='exclude'")
-        if self.path == "fused":
-            raise CulnigError("path='fused' knows no position mask; use path='auto' or 'taps'")
-        self._masked = True
+        self._choice.mask()
         if self.fusion.layers:
             self._leave_fused()
 
@@ -323,13 +307,3 @@ class Attributor:
         assert self._head is not None
         self._scorers.close()
         self._attach(self._head)
-
-    @contextlib.contextmanager
-    def _required(self, fusing: contextlib.AbstractContextManager[Fusion]) -> Iterator[Fusion]:
-        with fusing as fusion:
-            if self.path == "fused" and not fusion.layers:
-                raise CulnigError(
-                    f"no layer of {type(self.architecture.model).__name__} can be fused ({fusion.reasons[0]}); "
-                    "use path='auto' or 'taps'"
-                )
-            yield fusion

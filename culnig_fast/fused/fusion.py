@@ -19,8 +19,6 @@ from culnig_fast.fused.trace import NotFusable
 from culnig_fast.probe import LayerProbe, distance, same_output
 from culnig_fast.recorded import recorded_layers
 
-PATHS = ("auto", "fused", "taps")
-
 
 @dataclass
 class Fusion:

@@ -128,7 +128,7 @@ class StreamedAttributor(Attributor):
         for index in range(len(layers)):
             self._forward(index, block, states)
             tick()
-        self._check_path()
+        self._choice.check(self.architecture.model, bool(self._parts), self.fusion.reasons)
         self._turn(block, objective)
         for index in reversed(range(len(layers))):
             self._backward(index, block, states, clamp_below_zero)
@@ -228,7 +228,7 @@ class StreamedAttributor(Attributor):
     def _fused_layer(self, index: int, stack: contextlib.ExitStack) -> FusedLayer | None:
         """The layer's stand-in, proved when its weights are in memory for the first time; None where it has none."""
         scoring, first = self._layer_scoring, index == 0
-        if (reason := self._why_taps()) is not None:
+        if (reason := self._choice.why_taps()) is not None:
             self._parts.pop(index, None)
             self.fusion.reasons[index], self.fusion.layers = reason, tuple(sorted(self._parts))
             return None
@@ -274,13 +274,6 @@ class StreamedAttributor(Attributor):
                 out = layer(*probe.args, **probe.kwargs)
                 answers.append(self._logits(hidden_state(out), batch))
             return same_model(answers[1], answers[0], self.architecture.embedding.weight.dtype)
-
-    def _check_path(self) -> None:
-        if self.path == "fused" and not self._parts:
-            raise CulnigError(
-                f"no layer of {type(self.architecture.model).__name__} can be fused ({self.fusion.reasons[0]}); "
-                "use path='auto' or 'taps'"
-            )
 
 
 class _Arriving(torch.autograd.Function):
