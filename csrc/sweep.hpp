@@ -12,6 +12,7 @@
 
 #include "guess.hpp"
 #include "ranking.hpp"
+#include "screen.hpp"
 #include "sorting.hpp"
 #include "threads.hpp"
 #include "top_k.hpp"
@@ -75,11 +76,7 @@ std::vector<std::vector<Entry>> rank_all(const std::vector<Ranking<T>>& rankings
         }
         share_out(blocks.size(), workers, [&](unsigned w, std::size_t b) {
             const detail::Block& block = blocks[b];
-            auto& top = best[w][block.ranking];
-            detail::with_values(rankings[block.ranking], block.first, block.count, *scratch[w],
-                                [&](const auto* values, std::size_t size) {
-                top.offer(values, size, static_cast<std::int64_t>(block.first));
-            });
+            detail::offer_values(rankings[block.ranking], block.first, block.count, *scratch[w], best[w][block.ranking]);
         });
         for (const std::size_t r : which) {
             std::int64_t missing = kNone;

@@ -83,6 +83,8 @@ public:
         offer_each(values + i, count - i, first + static_cast<std::int64_t>(i));
     }
 
+    bool open() const { return open_; }
+    double bar() const { return bar_; }  // what values must exceed, once there is one
     // kNone, or the index of the first NaN that was offered.
     std::int64_t first_nan() const { return first_nan_; }
     std::vector<Entry>& entries() { return entries_; }

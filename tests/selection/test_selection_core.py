@@ -154,6 +154,19 @@ def test_long_rankings_of_values_far_apart(core: ModuleType, dtype: type) -> Non
         assert outcome(core.candidates, values, 1, None, 1, None, [one]) == expected
 
 
+@pytest.mark.parametrize("divisors", [(3, 7), (49, 41), (1, 2**53 - 1)])
+def test_differences_that_roundings_alone_tell_apart(core: ModuleType, divisors: tuple[int, int]) -> None:
+    """Quotients a few last bits apart: a multiplication by the reciprocal has others than the division."""
+    n = 4 * 2048 * 16 + 100
+    steps = np.random.default_rng(2).integers(-9, 9, (2, n)) * 2.0**-52
+    tables = [(1 + steps[i : i + 1]) * divisors[i] for i in (0, 1)]
+    one, row = np.array([[0, n]]), np.array([0])
+    for k in (40, 700, n // 9):
+        jobs = [(one, row, row, NO_ROWS, k, NO_ROWS)]
+        expected = outcome(twin.candidates, tables[0], divisors[0], tables[1], divisors[1], None, jobs)
+        assert outcome(core.candidates, tables[0], divisors[0], tables[1], divisors[1], None, jobs, 1) == expected
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_first_nan_is_named_whoever_finds_it(either: ModuleType, threads: int) -> None:
     n = 100_000
