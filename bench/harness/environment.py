@@ -19,10 +19,13 @@ PACKAGES = ("torch", "triton", "transformers", "captum", "nnsight", "transformer
 
 def source_hash(root: Path = ROOT) -> str:
     """SHA-256 over the sources that decide the fast path's speed: kernels/ and the engine's own."""
-    engine = ("attributor", "backend", "batch_scorer", "last_position", "recompute", "site_totals", "tap")
+    engine = (
+        "attention", "attributor", "backend", "batch_scorer", "beginning", "interleaved", "last_position",
+        "overwriting", "recompute", "sample_weights", "site_totals", "tap",
+    )  # fmt: skip
     files = sorted((root / "kernels").rglob("*.py"))
     files += [root / "culnig_fast" / f"{name}.py" for name in engine]
-    for room in ("fused", "streaming"):
+    for room in ("fused", "mixtures", "streaming"):
         files += sorted((root / "culnig_fast" / room).glob("*.py"))
     digest = hashlib.sha256()
     for file in files:
