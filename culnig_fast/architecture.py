@@ -1,6 +1,6 @@
 """Finds the neurons of any Hugging Face decoder by its structure, and proves what it found.
 
-No model family is known by name here. `probe` tells what each projection of a layer does; `roles` holds that against
+No model family is known by name here. `probing` tells what each projection of a layer does; `roles` holds that against
 the configuration (heads, key-value heads, head size, intermediate size) and insists that every weight matrix of the
 layer is accounted for, so that a second MLP is refused and not half scored. `mixtures.probe` finds the routed
 experts of a mixture.
@@ -21,8 +21,8 @@ from culnig_fast.interleaved import Columns, Interleaved, places
 from culnig_fast.mixtures.experts import Experts
 from culnig_fast.mixtures.probe import Mixture, fused_holders, listed_holders
 from culnig_fast.neurons import ATTENTION_MODULES, MLP_MODULES, NeuronLayout, NeuronSite, check_module_names
-from culnig_fast.probe import LayerProbe, linear_shape, one_process
-from culnig_fast.recorded import recorded_layers
+from culnig_fast.probing.layer import LayerProbe, linear_shape, one_process
+from culnig_fast.probing.recording import recorded_layers
 from culnig_fast.roles import Role, Roles, find_mixture, layer_roles, prove_listed
 from culnig_fast.wrappers import decoder_of, refuse_adapters
 

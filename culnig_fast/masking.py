@@ -18,7 +18,7 @@ from culnig_fast.mixtures.experts import Change
 from culnig_fast.modules.columns import scaled_columns
 from culnig_fast.modules.neurons import ModuleNeurons
 from culnig_fast.neuron_sets import NeuronSet
-from culnig_fast.probe import linear_shape
+from culnig_fast.probing.layer import linear_shape
 from culnig_fast.quantised import device_of, why_not_plain
 from culnig_fast.tap import hook_tensor
 from culnig_fast.uncompiled import uncompiled

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from culnig_fast.errors import CulnigError
+from culnig_fast.probing.rotations import rotation_limit
 from culnig_fast.questions import EncodedQuestions, Question
-from culnig_fast.rotations import rotation_limit
 
 _TABLES = ("embed_positions", "pos_encoding")
 """Buffers of fixed positions that cannot grow (GPT-J, CodeGen, CTRL)."""

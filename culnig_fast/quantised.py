@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.divided import is_divided
 from culnig_fast.errors import CulnigError
-from culnig_fast.probe import linear_shape
+from culnig_fast.probing.layer import linear_shape
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from culnig_fast.probe import hidden_state
+from culnig_fast.probing.layer import hidden_state
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 """A layer with all arguments but its hidden state [S, T, H]; returns the next one."""

@@ -1,6 +1,6 @@
 """What the projections of one decoder layer are, by name; every weight matrix of the layer must be one of them.
 
-What a projection does is told by `probe`, and is held against the configuration's sizes; routed experts are found by
+What a projection does is told by `probing`, and is held against the configuration's sizes; routed experts are found by
 `mixtures.probe`, and a shared expert is an MLP within their block.
 """
 
@@ -18,8 +18,8 @@ from culnig_fast.interleaved import Columns, Interleaved, places
 from culnig_fast.mixtures.listed import ListedExperts, tells_tokens_apart
 from culnig_fast.mixtures.probe import Mixture, fused_mixture, listed_mixture
 from culnig_fast.neurons import ATTENTION_MODULES
-from culnig_fast.norm_weights import is_norm_weight
-from culnig_fast.probe import Block, LayerProbe, Projection, lies_under
+from culnig_fast.probing.layer import Block, LayerProbe, Projection, lies_under
+from culnig_fast.probing.norm_weights import is_norm_weight
 
 
 @dataclass(frozen=True)

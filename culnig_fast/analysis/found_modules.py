@@ -47,7 +47,7 @@ def find_modules(model: Any) -> tuple[Module, ...]:
         CulnigError: its structure cannot be resolved.
     """
     from culnig_fast.architecture import architecture_of
-    from culnig_fast.probe import lies_under, linear_shape
+    from culnig_fast.probing.layer import lies_under, linear_shape
 
     architecture = architecture_of(model)
     paths = {id(module): path for path, module in architecture.model.named_modules()}
@@ -74,7 +74,7 @@ def find_modules(model: Any) -> tuple[Module, ...]:
 
 def _projections(location: SiteLocation) -> dict[str, Any]:
     """Full name and module of what holds a site's weights."""
-    from culnig_fast.probe import linear_shape
+    from culnig_fast.probing.layer import linear_shape
 
     if location.experts is None:
         return {location.module_path: location.module}

@@ -11,7 +11,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.files import json_digest, read_json, write_json
 from culnig_fast.finetuning.data import TrainingSet
 from culnig_fast.finetuning.options import TrainingOptions
-from culnig_fast.probe import lies_under
+from culnig_fast.probing.layer import lies_under
 from culnig_fast.running.fingerprint import fingerprint
 
 _FACTS = "training.json"

@@ -16,8 +16,8 @@ from culnig_fast.fused.layer import FusedLayer
 from culnig_fast.fused.operations import Scoring
 from culnig_fast.fused.parts import LayerParts, find_parts
 from culnig_fast.fused.trace import NotFusable
-from culnig_fast.probe import LayerProbe, distance, same_output
-from culnig_fast.recorded import recorded_layers
+from culnig_fast.probing.layer import LayerProbe, distance, same_output
+from culnig_fast.probing.recording import recorded_layers
 
 
 @dataclass

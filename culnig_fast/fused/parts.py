@@ -20,7 +20,7 @@ from torch import nn
 
 from culnig_fast.architecture import SiteLocation
 from culnig_fast.fused.trace import NotFusable, Trace, record
-from culnig_fast.probe import LayerProbe, linear_shape, same_tensor
+from culnig_fast.probing.layer import LayerProbe, linear_shape, same_tensor
 
 
 @dataclass(frozen=True)

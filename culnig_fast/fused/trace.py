@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from culnig_fast.architecture import SiteLocation
 from culnig_fast.interleaved import cut
-from culnig_fast.probe import LayerProbe
+from culnig_fast.probing.layer import LayerProbe
 
 
 class NotFusable(Exception):

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.mixtures.experts import Change, Handle, Routing, Tensor
-from culnig_fast.probe import linear_shape, same_output
+from culnig_fast.probing.layer import linear_shape, same_output
 from culnig_fast.quantised import why_not_plain
 
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}

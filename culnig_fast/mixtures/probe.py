@@ -17,7 +17,7 @@ from torch import nn
 from culnig_fast.errors import CulnigError
 from culnig_fast.mixtures.experts import Experts, FusedExperts, FusedForm, OpenForward, unchanged
 from culnig_fast.mixtures.listed import ListedExperts
-from culnig_fast.probe import LayerProbe, lies_under, linear_shape, same_output
+from culnig_fast.probing.layer import LayerProbe, lies_under, linear_shape, same_output
 
 
 @dataclass(frozen=True)

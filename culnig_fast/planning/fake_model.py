@@ -24,7 +24,7 @@ from culnig_fast.mixtures.probe import Mixture
 from culnig_fast.models import EMBEDDED, embedded_folder
 from culnig_fast.neurons import DENSE_MODULES, EXPERT_MODULES, NeuronSite
 from culnig_fast.planning.shapes import OF_PRESET, SHAPES
-from culnig_fast.probe import lies_under, linear_shape
+from culnig_fast.probing.layer import lies_under, linear_shape
 from culnig_fast.tap import attach_taps
 
 _MOST_LAYERS = 1000

@@ -19,7 +19,7 @@ from culnig_fast.mixtures.experts import FusedExperts
 from culnig_fast.mixtures.listed import ListedExperts
 from culnig_fast.mixtures.probe import Mixture, forms, fused_holders, listed_holders
 from culnig_fast.neurons import ATTENTION_MODULES, EXPERT_MODULES, SHARED_MODULES
-from culnig_fast.probe import lies_under, linear_shape
+from culnig_fast.probing.layer import lies_under, linear_shape
 from culnig_fast.roles import kv_heads
 
 

@@ -25,7 +25,7 @@ from culnig_fast.fused.trace import NotFusable
 from culnig_fast.last_position import LastPosition
 from culnig_fast.overwriting import overwritten
 from culnig_fast.positions import counted
-from culnig_fast.probe import hidden_state
+from culnig_fast.probing.layer import hidden_state
 from culnig_fast.streaming.block import BlockBatch, States
 from culnig_fast.streaming.calls import Call
 from culnig_fast.streaming.model import StreamedModel

@@ -18,7 +18,7 @@ from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import replaced_forward
 from culnig_fast.last_position import LastPosition
 from culnig_fast.one_sequence import one_sequence_a_row
-from culnig_fast.probe import same_tensor
+from culnig_fast.probing.layer import same_tensor
 
 
 class Call(NamedTuple):

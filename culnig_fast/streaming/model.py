@@ -14,8 +14,8 @@ from torch import nn
 from culnig_fast.architecture import Architecture, discover_alike, find_layers, layer_kind
 from culnig_fast.errors import CulnigError
 from culnig_fast.fused.fusion import replaced_forward
-from culnig_fast.probe import LayerProbe
-from culnig_fast.recorded import far_inputs
+from culnig_fast.probing.layer import LayerProbe
+from culnig_fast.probing.recording import far_inputs
 from culnig_fast.streaming.calls import Surroundings
 from culnig_fast.streaming.names import match_buffers, match_names
 from culnig_fast.streaming.pieces import Stored, read_stored, tensor_names

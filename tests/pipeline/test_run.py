@@ -188,7 +188,7 @@ def test_altered_and_missing_outputs_are_made_again(copy: Path) -> None:
 
 def test_a_stage_answers_for_all_code_it_runs() -> None:
     scoring = set(code_files("culnig_fast.attribution"))
-    assert {"culnig_fast.attribution", "culnig_fast.probe", "culnig_fast.batching"} <= scoring
+    assert {"culnig_fast.attribution", "culnig_fast.probing.layer", "culnig_fast.batching"} <= scoring
     assert any(name.startswith("culnig_kernels/") for name in scoring)
     assert "culnig_fast.masking" not in scoring
     assert "culnig_fast.selection.ranking" in code_files("culnig_fast.selection.rules")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from culnig_fast.mixtures.probe import recorded_call
-from culnig_fast.probe import LayerProbe
+from culnig_fast.probing.layer import LayerProbe
 
 
 def is_norm_weight(probe: LayerProbe, parameter: str) -> bool:

@@ -12,8 +12,8 @@ from torch import nn
 
 from culnig_fast.errors import CulnigError
 from culnig_fast.last_position import evaluation_mode
-from culnig_fast.probe import TOKENS, LayerProbe, Most, one_process, run_or_say
-from culnig_fast.rotations import rotation_limit
+from culnig_fast.probing.layer import TOKENS, LayerProbe, Most, one_process, run_or_say
+from culnig_fast.probing.rotations import rotation_limit
 from culnig_fast.wrappers import input_device
 
 FAR_TOKENS = 16

@@ -1,0 +1,1 @@
+"""What a layer does, found out by running it."""
