@@ -105,6 +105,7 @@ def run_step(step: Step, into: Path, seconds: float) -> str:
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     # Where there is no GPU the tests say so instead of passing on something else.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "0"}
+    environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the commands do, for deterministic attention
     arguments, (printed, *figures) = [sys.executable, *step.arguments], step.files(into)
     for file in figures:
         arguments += ["--json", str(file), "--overwrite"]

@@ -8,16 +8,28 @@ query's gradient in the order in which they are done, unless torch is told to be
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from culnig_fast.process_wide import ProcessWide
+
+
+def without_cudnn() -> contextlib.AbstractContextManager[None]:
+    """Inside the block attention goes to torch's other kernels."""
+    return _others
+
+
+def deterministic() -> contextlib.AbstractContextManager[None]:
+    """Inside the block torch's operations are deterministic, or refuse; new memory is not filled for it."""
+    return _in_order
+
 
 @contextlib.contextmanager
-def without_cudnn() -> Iterator[None]:
-    """Inside the block attention goes to torch's other kernels."""
+def _cudnn_off() -> Iterator[None]:
     enabled = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
@@ -27,8 +39,7 @@ def without_cudnn() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    """Inside the block torch's operations are deterministic, or refuse; new memory is not filled for it."""
+def _determinism_on() -> Iterator[None]:
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
     fills = settings.fill_uninitialized_memory
@@ -41,11 +52,22 @@ def deterministic() -> Iterator[None]:
         settings.fill_uninitialized_memory = fills
 
 
+_others, _in_order = ProcessWide(_cudnn_off), ProcessWide(_determinism_on)
+
+
+WORKSPACE, DETERMINISTIC_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+"""The variable, and its values, with which torch takes products by cuBLAS for deterministic."""
+
+
 class SteadyAttention:
-    """`scaled_dot_product_attention` and its gradients, in one order of additions."""
+    """`scaled_dot_product_attention` and its gradients; on a GPU in one order of additions, where that is asked for.
+
+    Determinism is a setting of the process. Without the variable that torch wants for it, a product that another thread
+    asks for meanwhile would be refused; so the variable is what asks for it, and the commands set it.
+    """
 
     def __init__(self) -> None:
-        self._refused = False
+        self._refused = os.environ.get(WORKSPACE) not in DETERMINISTIC_WORKSPACES
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
         """The attention; arguments as for torch's."""
@@ -56,8 +78,7 @@ class SteadyAttention:
             except RuntimeError as error:
                 if "determinis" not in str(error).lower():
                     raise
-                # Products by cuBLAS, where no fused kernel fits: torch vouches for them with its workspace set alone.
-                self._refused = True
+                self._refused = True  # no kernel fits that could be
         with without_cudnn():
             return F.scaled_dot_product_attention(query, key, value, **options)
 
