@@ -18,8 +18,8 @@ from culnig_fast.interleaved import Columns, Interleaved, places
 from culnig_fast.mixtures.listed import ListedExperts, tells_tokens_apart
 from culnig_fast.mixtures.probe import Mixture, fused_mixture, listed_mixture
 from culnig_fast.neurons import ATTENTION_MODULES
+from culnig_fast.norm_weights import is_norm_weight
 from culnig_fast.probing.layer import Block, LayerProbe, Projection, lies_under
-from culnig_fast.probing.norm_weights import is_norm_weight
 
 
 @dataclass(frozen=True)
