@@ -166,12 +166,12 @@ def _device(location: SiteLocation) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _change(scale: torch.Tensor, factor: float) -> Callable[..., torch.Tensor]:
-    """Multiplies a tensor by what stands in the rows [..., K] of `scale` that an index chooses, or by all of it."""
+def _change(scale: torch.Tensor, factor: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Multiplies a tensor [..., K] by `scale` [K]."""
     if factor != 0:
-        return lambda value, rows=...: value * scale.to(value)[rows]
-    silent = scale == 0  # times 0, what is infinite or NaN is NaN
-    return lambda value, rows=...: value.masked_fill(silent.to(value.device)[rows], 0.0)
+        return lambda value: value * scale.to(value)
+    silent = (scale == 0).nonzero().flatten()  # times 0, what is infinite or NaN is NaN
+    return lambda value: value.index_fill(-1, silent.to(value.device), 0.0)
 
 
 def _weights(location: SiteLocation) -> list[nn.Parameter]:
@@ -193,8 +193,11 @@ def _expert_scale(location: SiteLocation, columns: list[int], factor: float) -> 
     scale = torch.ones(location.experts.count, location.experts.columns(location.part, location.tensor))
     experts, column = torch.tensor(_expert_columns(location, columns)).T
     scale[experts, column] = factor
-    change = _change(scale.to(_device(location)), factor)
-    return lambda values, routing: change(values, routing.experts)
+    scale = scale.to(_device(location))
+    if factor != 0:
+        return lambda values, routing: values * scale.to(values)[routing.experts]
+    silent = scale == 0
+    return lambda values, routing: values.masked_fill(silent.to(values.device)[routing.experts], 0.0)
 
 
 def _multiply(tensor: nn.Parameter, along: int, index: torch.Tensor, factor: float) -> None:
