@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from harness.front import add_methods, add_output, command, say, status
+from harness.front import add_methods, add_output, command, run_command, say
 
 EXAMPLE = """example:
   python bench/attribution_speed.py --device cpu          the small shape, under two minutes
@@ -35,10 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    options = parser().parse_args(arguments)
-    from harness.run import run  # after parsing, so that --help is quick
-
-    return status(run, options, say)
+    return run_command(parser(), "harness.run", arguments, say)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from harness.front import add_output, command, status
+from harness.front import add_output, command, run_command
 
 EXAMPLE = """example:
   python bench/host_time.py                                      half a minute
@@ -51,10 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    options = parser().parse_args(arguments)
-    from harness.host.run import run  # after parsing, so that --help is quick
-
-    return status(run, options)
+    return run_command(parser(), "harness.host.run", arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from harness.front import add_output, command, say, status
+from harness.front import add_output, command, run_command, say
 
 EXAMPLE = """example:
   python bench/lengths.py --device cpu
@@ -36,10 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    options = parser().parse_args(arguments)
-    from harness.new_lengths import run  # after parsing, so that --help is quick
-
-    return status(run, options, say)
+    return run_command(parser(), "harness.new_lengths", arguments, say)
 
 
 if __name__ == "__main__":

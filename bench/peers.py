@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from harness.front import add_methods, add_output, command, say, status
+from harness.front import add_methods, add_output, command, run_command, say
 
 EXAMPLE = """example:
   python bench/peers.py                                            two shapes, four minutes on two cores
@@ -34,10 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    options = parser().parse_args(arguments)
-    from harness.peers.run import run  # after parsing, so that --help is quick
-
-    return status(run, options, say)
+    return run_command(parser(), "harness.peers.run", arguments, say)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from harness.front import add_output, command, status
+from harness.front import add_output, command, run_command
 
 EXAMPLE = """example:
   python bench/selection_speed.py                                   four to five minutes, 8 GiB of memory
@@ -31,10 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    options = parser().parse_args(arguments)
-    from harness.selection.run import run  # after parsing, so that --help is quick
-
-    return status(run, options)
+    return run_command(parser(), "harness.selection.run", arguments)
 
 
 if __name__ == "__main__":

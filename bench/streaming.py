@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.front import add_output, command, status
+from harness.front import add_output, command, run_command
 
 EXAMPLE = """example:
   python bench/streaming.py                                     4.9 GB of weights on disk, 8 GiB of memory
@@ -40,10 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    options = parser().parse_args(arguments)
-    from harness.streaming.run import run  # after parsing, so that --help is quick
-
-    return status(run, options)
+    return run_command(parser(), "harness.streaming.run", arguments)
 
 
 if __name__ == "__main__":

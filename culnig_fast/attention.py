@@ -67,18 +67,18 @@ class SteadyAttention:
     """
 
     def __init__(self) -> None:
-        self._refused = os.environ.get(WORKSPACE) not in DETERMINISTIC_WORKSPACES
+        self._strict = os.environ.get(WORKSPACE) in DETERMINISTIC_WORKSPACES
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
         """The attention; arguments as for torch's."""
-        if query.device.type == "cuda" and not self._refused:
+        if query.device.type == "cuda" and self._strict:
             try:
                 with deterministic():  # cuDNN's is none of these
                     return F.scaled_dot_product_attention(query, key, value, **options)
             except RuntimeError as error:
                 if "determinis" not in str(error).lower():
                     raise
-                self._refused = True  # no kernel fits that could be
+                self._strict = False  # no kernel fits that could be
         with without_cudnn():
             return F.scaled_dot_product_attention(query, key, value, **options)
 
@@ -86,6 +86,6 @@ class SteadyAttention:
         self, attended: torch.Tensor, leaves: Sequence[torch.Tensor], gradient: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Of the leaves, from that of what was attended."""
-        strict = gradient.device.type == "cuda" and not self._refused
+        strict = gradient.device.type == "cuda" and self._strict
         with deterministic() if strict else contextlib.nullcontext():
             return torch.autograd.grad(attended, leaves, gradient)

@@ -8,12 +8,12 @@ Those in torch's own words (`inplace=True`) are refused by autograd; of a custom
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from culnig_fast.errors import CulnigError
-from culnig_fast.tap import Location, attach_taps, was_overwritten
+from culnig_fast.tap import Location, attach_taps, no_score, was_overwritten
 
 L = TypeVar("L", bound=Location)
 
@@ -42,7 +42,7 @@ def overwritten(locations: Sequence[L], run: Callable[[], object]) -> list[L]:
 
         return look_again
 
-    handles = attach_taps(locations, _no_score, guard=guard)
+    handles = attach_taps(locations, no_score, guard=guard)
     try:
         with torch.enable_grad():
             run()
@@ -83,7 +83,3 @@ def _some(tensor: torch.Tensor) -> torch.Tensor:
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are equal, NaN included."""
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def _no_score(*_: Any) -> None:
-    pass

@@ -37,8 +37,9 @@ L = TypeVar("L", bound=Location)
 Score = Callable[..., None]
 """Receives a location, its activation [S, ..., K] and the gradient [S, ..., K] that has just arrived there; of routed
 experts activation and gradient [rows, K] and, as a fourth argument, the `Routing` of the rows."""
-Guard = Callable[[list[L], torch.Tensor], Callable[[torch.Tensor], None]]
-"""Receives a tensor's locations and the tensor as it passes; gives what is called with it when its gradient comes."""
+Guard = Callable[[list[L], torch.Tensor], Callable[[torch.Tensor], None] | None]
+"""Receives a tensor's locations and the tensor as it passes; gives what is called with it when its gradient comes, or
+None."""
 
 
 class _Tap(torch.autograd.Function):
@@ -159,6 +160,10 @@ def attach_taps(
         tap = partial(_tap, sites, score, anchor, any(site in copied for site in sites), guard)
         handles.append(hook_tensor(module, tensor, tap) if part is None else sites[0].experts.attach(part, tensor, tap))
     return handles
+
+
+def no_score(*_: Any) -> None:
+    """A `Score` that does nothing, for taps that are there to hold or to look."""
 
 
 def _tap(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,19 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """Where the figures go."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+
+
+def run_command(parser: argparse.ArgumentParser, module: str, arguments: Sequence[str] | None, *further: Any) -> int:
+    """Parse, then run the `run` of a module, which is imported only then, so that --help is quick; the exit status.
+
+    Args:
+        parser: of the command.
+        module: by name.
+        arguments: None are the process's.
+        further: what `run` takes beside the options.
+    """
+    options = parser.parse_args(arguments)
+    return status(importlib.import_module(module).run, options, *further)
 
 
 def status(run: Callable[..., int], *arguments: Any) -> int:

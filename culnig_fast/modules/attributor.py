@@ -200,9 +200,9 @@ class ModuleAttributor:
         facts = {"score": "activation x gradient", "model_class": type(self.model).__name__, **(metadata or {})}
         return self._sums.table(groups, objective, self.reduction, facts)
 
-    def _guard(self, places: list[_Place], activation: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    def _guard(self, places: list[_Place], activation: torch.Tensor) -> Callable[[torch.Tensor], None] | None:
         """Until a batch has come back, see to it that the model leaves the tensor alone."""
-        return _no_look if self._looked else remembered(str(places[0].site), activation)
+        return None if self._looked else remembered(str(places[0].site), activation)
 
     def _score(self, place: _Place, act: torch.Tensor, grad: torch.Tensor) -> None:
         """Reduce what a tap saw."""
@@ -228,10 +228,6 @@ class ModuleAttributor:
         if watched:
             self.scores = joined([scores for scores, _ in found])[:, watched].to(dtype)
         self._sums.add(found, weights)
-
-
-def _no_look(activation: torch.Tensor) -> None:
-    pass
 
 
 def overwrites(model: nn.Module) -> bool:

@@ -58,12 +58,6 @@ class Columns:
         row[self.columns] = numbers
         return row.to(tensor)
 
-    def mask(self, chosen: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-        """bool [K] on the tensor's device: the columns that are chosen, bool [k]."""
-        row = torch.zeros(tensor.shape[-1], dtype=torch.bool)
-        row[self.columns] = chosen
-        return row.to(tensor.device)
-
 
 Change = Callable[[Columns, torch.Tensor], torch.Tensor]
 """Takes the columns and their tensor, [..., K], and gives what stands in its place, a new tensor."""
@@ -110,7 +104,7 @@ def scaling(neurons: ModuleNeurons, factor: Numbers) -> Change:
         own = numbers[part.places]
         silent = own == 0  # times 0, what is infinite or NaN is NaN
         scaled = last if silent.all() else last * part.widened(last, own, 1.0)
-        return scaled.masked_fill(part.mask(silent, last), 0.0) if silent.any() else scaled
+        return scaled.index_fill(-1, part.columns[silent].to(last.device), 0.0) if silent.any() else scaled
 
     return change
 
@@ -120,7 +114,7 @@ def replacing(neurons: ModuleNeurons, values: Numbers) -> Change:
     numbers = each(neurons, values, "values")
 
     def change(part: Columns, last: torch.Tensor) -> torch.Tensor:
-        where = part.mask(torch.ones(len(part.columns), dtype=torch.bool), last)
+        where = part.widened(last, torch.ones(len(part.columns)), 0.0).bool()
         return torch.where(where, part.widened(last, numbers[part.places], 0.0), last)
 
     return change

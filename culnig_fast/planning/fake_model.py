@@ -25,7 +25,7 @@ from culnig_fast.models import EMBEDDED, embedded_folder
 from culnig_fast.neurons import DENSE_MODULES, EXPERT_MODULES, NeuronSite
 from culnig_fast.planning.shapes import OF_PRESET, SHAPES
 from culnig_fast.probing.layer import lies_under, linear_shape
-from culnig_fast.tap import attach_taps
+from culnig_fast.tap import attach_taps, no_score
 
 _MOST_LAYERS = 1000
 _ANY = NeuronSite("mlp.up_proj", 0, 1)
@@ -145,7 +145,7 @@ def taps_per_token(
                     opened = experts.attach(experts.form.exit, "input", _unchanged)
                     stack.callback(opened.remove)
             places = _tapped(model, run, [mixtures[index] for index in chosen], set(wanted))
-            for handle in attach_taps(places, _no_score):
+            for handle in attach_taps(places, no_score):
                 stack.callback(handle.remove)
             once, twice = (
                 {index: _kept_of(model, layers, [every[index]] * times, length) for index in chosen} for times in (1, 2)
@@ -162,10 +162,6 @@ class _Unasked(FusedExperts):
     def rows_of(self, chosen: torch.Tensor) -> list[int]:
         """See `FusedExperts`."""
         return [len(chosen)] + [0] * (self.count - 1)
-
-
-def _no_score(location: SiteLocation, act: torch.Tensor, grad: torch.Tensor, routing: Routing | None = None) -> None:
-    """What a tap of this module does with what it sees."""
 
 
 def _unchanged(values: torch.Tensor, routing: Routing) -> torch.Tensor:
