@@ -55,10 +55,10 @@ def routed_scores(
     pack = _all_segments if act.device.type == "cuda" else _met_segments
     rows, ends, met = pack(torch.where(counts_too, segment, segments), segments)
     work = torch.float64 if torch.float64 in (act.dtype, grad.dtype) else torch.float32
-    if not isinstance(met, slice) and not len(met):
+    if met is not None and not len(met):
         return torch.zeros(batch, count * columns, dtype=work, device=act.device)
     found = reduce(act[rows].contiguous(), grad[rows].contiguous(), None, reduction, cu_seqlens=ends)
-    if isinstance(met, slice):
+    if met is None:
         scores = found.masked_fill((ends.diff() == 0)[:, None], 0.0)
     else:
         scores = torch.zeros(segments, columns, dtype=work, device=act.device)
@@ -66,8 +66,8 @@ def routed_scores(
     return scores.view(batch, count * columns)
 
 
-def _met_segments(segment: torch.Tensor, segments: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | slice]:
-    """(rows in the order of their segments, bounds of the segments that have some, which these are)."""
+def _met_segments(segment: torch.Tensor, segments: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(rows in the order of their segments, bounds of the segments that have some, which these are; None for all)."""
     rows = (segment < segments).nonzero().flatten()
     rows = rows[torch.argsort(segment[rows], stable=True)]
     counts = torch.bincount(segment[rows], minlength=segments)
@@ -75,7 +75,7 @@ def _met_segments(segment: torch.Tensor, segments: int) -> tuple[torch.Tensor, t
     return rows, torch.nn.functional.pad(counts[met].cumsum(0), (1, 0)), met
 
 
-def _all_segments(segment: torch.Tensor, segments: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | slice]:
+def _all_segments(segment: torch.Tensor, segments: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The same with bounds of all segments, which the host need not wait for; rows of none come last."""
     ordered, rows = torch.sort(segment, stable=True)
-    return rows, torch.searchsorted(ordered, torch.arange(segments + 1, device=segment.device)), slice(None)
+    return rows, torch.searchsorted(ordered, torch.arange(segments + 1, device=segment.device)), None
